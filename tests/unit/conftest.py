@@ -1,0 +1,22 @@
+# Copyright (c) 2026, gpufleet.llm maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Make `import ansible_collections.gpufleet.llm…` work for a plain pytest in the checkout."""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+
+import pytest
+
+COLLECTIONS = pathlib.Path(__file__).resolve().parents[2] / ".collections"
+
+if COLLECTIONS.is_dir():
+    sys.path.insert(0, str(COLLECTIONS))
+
+
+@pytest.fixture(scope="session")
+def repo():
+    """The checkout's folder."""
+    return pathlib.Path(__file__).resolve().parents[2]
