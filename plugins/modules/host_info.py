@@ -1,0 +1,132 @@
+#!/usr/bin/python
+
+# Copyright (c) 2026, gpufleet.llm maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: host_info
+short_description: Look at everything that a role's preflight asks of a host, once
+version_added: 0.1.0
+description:
+  - Reads the distribution, systemd's version, free space, links and files, who listens on a port, and the state of units, in one round trip.
+  - Changes nothing.
+author:
+  - The gpufleet.llm maintainers (@gpufleet)
+extends_documentation_fragment:
+  - gpufleet.llm.attributes.info
+options:
+  paths:
+    description: Paths to look at; free space is that of the nearest parent that exists.
+    type: list
+    elements: path
+    default: []
+  ports:
+    description: TCP ports whose listeners are wanted.
+    type: list
+    elements: int
+    default: []
+  units:
+    description: systemd units whose state is wanted.
+    type: list
+    elements: str
+    default: []
+  commands:
+    description: Programs to look for.
+    type: list
+    elements: str
+    default: []
+"""
+
+EXAMPLES = r"""
+- name: Look at the host once
+  gpufleet.llm.host_info:
+    paths: [/opt/ollama, /opt/ollama/current]
+    ports: [11434]
+    units: [ollama.service]
+  register: __look
+"""
+
+RETURN = r"""
+distribution:
+  description: C(id), C(version_id) and C(pretty_name) of os-release.
+  type: dict
+  returned: always
+  sample: {id: debian, version_id: "12", pretty_name: Debian GNU/Linux 12 (bookworm)}
+architecture:
+  description: Machine type of the kernel.
+  type: str
+  returned: always
+  sample: x86_64
+kernel:
+  description: Release of the running kernel.
+  type: str
+  returned: always
+  sample: 6.1.0-50-amd64
+systemd:
+  description: Version of systemd; null where there is none.
+  type: int
+  returned: always
+  sample: 252
+memory_mib:
+  description: C(total) and C(available) memory in MiB.
+  type: dict
+  returned: always
+  sample: {total: 64000, available: 60000}
+paths:
+  description: For each path its kind (file, directory, link, other, absent), link target, owner, group, mode, size in bytes and free space in MiB.
+  type: dict
+  returned: always
+  sample:
+    /opt/ollama/current: {kind: link, target: 0.32.15, owner: root, group: root, mode: "0777", size: 7, free_mib: 51200}
+listeners:
+  description: For each port the listening sockets with address, pid, command and systemd unit.
+  type: dict
+  returned: always
+  sample:
+    "11434": [{address: 127.0.0.1, pid: 812, command: ollama, unit: ollama.service}]
+units:
+  description: For each unit its load, active, sub and unit-file state, main PID, and whether systemd has to reload it.
+  type: dict
+  returned: always
+  sample:
+    ollama.service: {load_state: loaded, active_state: active, sub_state: running, unit_file_state: enabled, main_pid: 812, need_daemon_reload: false}
+commands:
+  description: For each program its path, or null.
+  type: dict
+  returned: always
+  sample: {zstd: /usr/bin/zstd}
+uid:
+  description: Effective user ID that the module ran under.
+  type: int
+  returned: always
+  sample: 0
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.gpufleet.llm.plugins.module_utils import _host
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "paths": {"type": "list", "elements": "path", "default": []},
+            "ports": {"type": "list", "elements": "int", "default": []},
+            "units": {"type": "list", "elements": "str", "default": []},
+            "commands": {"type": "list", "elements": "str", "default": []},
+        },
+        supports_check_mode=True,
+    )
+    asked = module.params
+    try:
+        seen = _host.observe(asked["paths"], asked["ports"], asked["units"], asked["commands"])
+    except _host.HostError as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(changed=False, **seen)
+
+
+if __name__ == "__main__":
+    main()
