@@ -183,8 +183,22 @@ def parse_units(text):
     return found
 
 
-def units(names, run=subprocess.run):
-    """State of the units named; {} where systemd does not run the host."""
+def config_mark(pid, root="/"):
+    """Value of GPUFLEET_CONFIG in the environment of a running process, or None.
+
+    Roles write it into a service's environment file as the fingerprint of its whole
+    configuration; so a process that still runs with an older one is seen on the next run,
+    also where the run that changed the files was cut off before the restart.
+    """
+    text = read_text(os.path.join(root, f"proc/{pid}/environ")) if pid else None
+    for entry in (text or "").split("\0"):
+        if entry.startswith("GPUFLEET_CONFIG="):
+            return entry.partition("=")[2]
+    return None
+
+
+def units(names, root="/", run=subprocess.run):
+    """State of the units named, with the configuration that their main process runs with."""
     if not names:
         return {}
     command = ["systemctl", "show", "--no-pager", "--property=" + ",".join(UNIT_PROPERTIES), *names]
@@ -196,7 +210,10 @@ def units(names, run=subprocess.run):
         raise HostError(
             f"`systemctl show` answered {done.returncode} ({done.stderr.strip()}); the roles need a host that systemd runs."
         )
-    return parse_units(done.stdout)
+    found = parse_units(done.stdout)
+    for state in found.values():
+        state["config"] = config_mark(state["main_pid"], root)
+    return found
 
 
 def systemd_version(run=subprocess.run):
@@ -219,7 +236,7 @@ def observe(paths=(), ports=(), unit_names=(), commands=(), root="/", run=subpro
         "memory_mib": memory_mib(root),
         "paths": {path: dict(path_state(path), free_mib=free_mib(path)) for path in paths},
         "listeners": listeners(set(ports), root),
-        "units": units(list(unit_names), run),
+        "units": units(list(unit_names), root, run),
         "commands": {name: shutil.which(name, path=SEARCH_PATH) for name in commands},
         "uid": os.geteuid(),
     }

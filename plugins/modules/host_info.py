@@ -88,11 +88,13 @@ listeners:
   sample:
     "11434": [{address: 127.0.0.1, pid: 812, command: ollama, unit: ollama.service}]
 units:
-  description: For each unit its load, active, sub and unit-file state, main PID, and whether systemd has to reload it.
+  description:
+    For each unit its load, active, sub and unit-file state, main PID, whether systemd has to
+    reload it, and the fingerprint of the configuration that its main process runs with (C(GPUFLEET_CONFIG) of its environment).
   type: dict
   returned: always
   sample:
-    ollama.service: {load_state: loaded, active_state: active, sub_state: running, unit_file_state: enabled, main_pid: 812, need_daemon_reload: false}
+    ollama.service: {load_state: loaded, active_state: active, sub_state: running, unit_file_state: enabled, main_pid: 812, need_daemon_reload: false, config: 0f3b}
 commands:
   description: For each program its path, or null.
   type: dict
