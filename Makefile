@@ -1,0 +1,95 @@
+# Everything that this project does, by name. `make` lists it.
+# Copyright (c) 2026, gpufleet.llm maintainers
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+COLLECTION := .collections/ansible_collections/gpufleet/llm
+LAB := molecule/lab/lab
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+
+# --- Setting up ---
+
+$(VENV)/.complete: requirements/dev.txt tools/setup
+	@tools/setup $(PYTHON) $(VENV)
+
+.PHONY: setup
+setup: $(VENV)/.complete ## Install what the controller needs (apt packages, one virtual environment)
+
+.PHONY: requirements
+requirements: $(VENV)/.complete ## Pin requirements/dev.txt again, with hashes
+	$(BIN)/pip install --quiet pip-tools
+	$(BIN)/pip-compile --quiet --upgrade --generate-hashes --allow-unsafe --strip-extras --no-header \
+	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -o requirements/dev.txt requirements/dev.in
+
+# --- The throw-away fleet ---
+
+.PHONY: demo
+demo: setup ## Build a throw-away GPU host and converge it with site.yml
+	@tools/demo up
+
+.PHONY: demo-down
+demo-down: ## Remove the throw-away host and all that belongs to it
+	@tools/demo down
+
+.PHONY: real-server
+real-server: ## Build the real Ollama server for the lab, by name from the package registries (about 17 min, once)
+	@$(PYTHON) molecule/lab/real/build
+
+# --- Tests ---
+
+.PHONY: test
+test: setup ## Every test that a change has to pass
+	@tools/test all
+
+.PHONY: test-fast
+test-fast: setup ## Lint and unit tests, for the inner loop
+	@tools/test fast
+
+.PHONY: test-full
+test-full: setup ## All of it, with the long scenarios
+	@tools/test full
+
+.PHONY: lint
+lint: setup ## Linters only
+	@tools/test lint
+
+.PHONY: unit
+unit: setup ## Unit tests only
+	@tools/test unit
+
+.PHONY: sanity
+sanity: setup ## ansible-test sanity only
+	@tools/test sanity
+
+.PHONY: contract
+contract: setup ## The contract suite against the stand-in and, where it is built, the real server
+	@tools/test contract
+
+.PHONY: bench-plan
+bench-plan: setup ## The plan's formula beside the real server's dry run
+	@$(BIN)/python tests/bench_plan.py
+
+.PHONY: bench-guard
+bench-guard: setup ## What a tick of the guard costs
+	@$(BIN)/python tests/bench_guard.py
+
+# --- The collection ---
+
+.PHONY: build
+build: setup ## Build the collection's archive
+	$(BIN)/ansible-galaxy collection build --force
+
+.PHONY: clean
+clean: ## Remove what the targets above have made in this folder
+	rm -rf $(VENV) .cache gpufleet-llm-*.tar.gz
