@@ -45,7 +45,9 @@ class ActionModule(ActionBase):
         roles_dir = os.path.join(os.path.dirname(__file__), "..", "..", "roles")
         path = os.path.join(roles_dir, role, "meta", "argument_specs.yml")
         if not os.path.isfile(path):
-            raise AnsibleActionFail(f"gpufleet.llm has no role '{role}' with argument specs; give the name of one of its roles.")
+            raise AnsibleActionFail(
+                f"gpufleet.llm has no role '{role}' with argument specs; give the name of one of its roles."
+            )
         specs = self._loader.load_from_file(path, cache="all")["argument_specs"]
         return {name for entry in specs.values() for name in entry.get("options", {})}
 

@@ -145,7 +145,9 @@ def _uint(text):
 
 
 def _flag(text):
-    return None if text in ("0", "1", "true", "false") else "true or false was wanted (the server takes any other word for true)."
+    return (
+        None if text in ("0", "1", "true", "false") else "true or false was wanted (the server takes any other word for true)."
+    )
 
 
 def _duration(text):

@@ -94,7 +94,14 @@ units:
   type: dict
   returned: always
   sample:
-    ollama.service: {load_state: loaded, active_state: active, sub_state: running, unit_file_state: enabled, main_pid: 812, need_daemon_reload: false, config: 0f3b}
+    ollama.service:
+      load_state: loaded
+      active_state: active
+      sub_state: running
+      unit_file_state: enabled
+      main_pid: 812
+      need_daemon_reload: false
+      config: 0f3b9c1d
 commands:
   description: For each program its path, or null.
   type: dict

@@ -5,16 +5,20 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 from ansible.errors import AnsibleActionFail
 from ansible.parsing.dataloader import DataLoader
+
 from ansible_collections.gpufleet.llm.plugins.action import role_vars
 
 
 def run(role, variables, **args):
-    task = SimpleNamespace(args={"role": role, **args}, async_val=0, action="role_vars", _role=None)
-    plugin = role_vars.ActionModule(task, None, None, DataLoader(), None, None)
+    task = SimpleNamespace(
+        args={"role": role, **args}, async_val=0, check_mode=False, diff=False, action="role_vars", _role=None
+    )
+    plugin = role_vars.ActionModule(task, MagicMock(), MagicMock(), DataLoader(), None, None)
     return plugin.run(task_vars=variables)
 
 
