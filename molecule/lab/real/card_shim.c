@@ -1,0 +1,143 @@
+/* Copyright (c) 2026, gpufleet.llm maintainers
+ * GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+ * SPDX-License-Identifier: GPL-3.0-or-later
+ *
+ * Preloaded into ggml-rpc-server, it turns that program into a graphics card:
+ *
+ * - The size. ggml's CPU device reports sysconf(_SC_PHYS_PAGES) as its free
+ *   and total memory, at every question. Here the answer is the card's size,
+ *   less what its clients hold, less what a second tenant holds: what a driver
+ *   would call free. LAB_CARD_FILE names a file with "SIZE_MIB TAKEN_MIB" that
+ *   is read at every question, so a card shrinks or fills while it runs;
+ *   without it LAB_CARD_MIB counts, or an RTX 4090's 24,564 MiB less the
+ *   driver's 354.
+ * - Several clients. ggml-rpc-server serves one connection after the other; a
+ *   card serves many processes. Each connection gets a process of its own, so
+ *   a question about free memory is answered while a model runs, and the
+ *   memory of each client is the RSS of one process.
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/types.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define CLIENTS 64
+#define MIB 1048576L
+
+struct card {
+    pid_t client[CLIENTS];
+    long idle_pages; /* what a process of ours holds before it serves anybody */
+};
+
+static struct card *card;
+static int serving;
+
+static long real_sysconf(int name)
+{
+    static long (*real)(int);
+    if (!real)
+        *(void **)&real = dlsym(RTLD_NEXT, "sysconf");
+    return real(name);
+}
+
+static long pages_of(pid_t pid)
+{
+    char path[64];
+    long size = 0, resident = 0;
+    snprintf(path, sizeof path, "/proc/%d/statm", (int)pid);
+    FILE *file = fopen(path, "re");
+    if (!file)
+        return 0;
+    if (fscanf(file, "%ld %ld", &size, &resident) != 2)
+        resident = 0;
+    fclose(file);
+    return resident;
+}
+
+static long held_mib(void)
+{
+    long pages = 0;
+    for (int i = 0; card && i < CLIENTS; i++) {
+        long own = card->client[i] ? pages_of(card->client[i]) - card->idle_pages : 0;
+        if (own > 0)
+            pages += own;
+    }
+    return pages / (MIB / real_sysconf(_SC_PAGESIZE));
+}
+
+static long free_mib(void)
+{
+    const char *text = getenv("LAB_CARD_MIB"), *path = getenv("LAB_CARD_FILE");
+    long size = text ? strtol(text, NULL, 10) : 0, taken = 0, left;
+    FILE *file = path ? fopen(path, "re") : NULL;
+    if (file) {
+        if (fscanf(file, "%ld %ld", &size, &taken) < 1)
+            size = 0;
+        fclose(file);
+    }
+    left = (size > 0 ? size : 24210) - taken - held_mib();
+    return left > 0 ? left : 1;
+}
+
+long sysconf(int name)
+{
+    if (name == _SC_PHYS_PAGES || name == _SC_AVPHYS_PAGES)
+        return free_mib() * (MIB / real_sysconf(_SC_PAGESIZE));
+    return real_sysconf(name);
+}
+
+static void reap(void)
+{
+    pid_t gone;
+    while ((gone = waitpid(-1, NULL, WNOHANG)) > 0)
+        for (int i = 0; i < CLIENTS; i++)
+            if (card->client[i] == gone)
+                card->client[i] = 0;
+}
+
+int accept(int listener, struct sockaddr *address, socklen_t *length)
+{
+    static int (*real)(int, struct sockaddr *, socklen_t *);
+    if (serving)
+        _exit(0); /* this process's client has gone, and its memory with it */
+    if (!real)
+        *(void **)&real = dlsym(RTLD_NEXT, "accept");
+    if (!card) {
+        card = mmap(NULL, sizeof *card, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+        if (card == MAP_FAILED)
+            abort();
+        card->idle_pages = pages_of(getpid());
+    }
+    for (;;) {
+        int slot = 0, client = real(listener, address, length);
+        pid_t parent = getpid(), child;
+        if (client < 0) {
+            if (errno == EINTR)
+                continue;
+            return client;
+        }
+        reap();
+        while (slot < CLIENTS && card->client[slot])
+            slot++;
+        child = slot < CLIENTS ? fork() : -1;
+        if (child == 0) {
+            prctl(PR_SET_PDEATHSIG, SIGKILL);
+            if (getppid() != parent)
+                _exit(1);
+            close(listener);
+            serving = 1;
+            return client;
+        }
+        if (child > 0)
+            card->client[slot] = child;
+        close(client);
+    }
+}
