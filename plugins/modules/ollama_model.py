@@ -1,0 +1,409 @@
+#!/usr/bin/python
+
+# Copyright (c) 2026, gpufleet.llm maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: ollama_model
+short_description: Declare a model of an Ollama server
+version_added: 0.1.0
+description:
+  - Has a model in the server's store as it is declared, loaded, unloaded, or absent.
+  - Compares what the server holds with what the declaration and its base come to, and creates a model only where they differ.
+    A second run changes nothing, and sends nothing but three reads.
+  - A model is always built from its base and never from itself, so a parameter that is taken out of the declaration goes from the model.
+    A base that was pulled anew, or an edited Modelfile, is noticed.
+  - Checks names and types of parameters itself, in the words of Ollama's own client. The server takes anything, and then fails with each request.
+  - Unloads a model before it replaces or deletes it. The server does not, and would keep the old weights in VRAM.
+  - Needs nothing on the managed host but Python; it speaks to the server's HTTP API and does not use the C(ollama) command.
+extends_documentation_fragment:
+  - gpufleet.llm.ollama
+  - gpufleet.llm.attributes
+attributes:
+  check_mode:
+    support: full
+    details:
+      - With O(pull=always) the registry is asked whether the tag has moved. If it cannot be asked there is a warning, and no change is predicted.
+      - A server that cannot be reached is predicted to have no models, with a warning, so that the check of a whole play runs to its end on a fresh host.
+  diff_mode:
+    support: full
+    details: [Both sides are Modelfiles in one fixed order, with the digests of the weights on top.]
+options:
+  name:
+    description: "Name of the model: C([host/][namespace/]model[:tag]). Without a tag it is C(latest)."
+    type: str
+    required: true
+  state:
+    description:
+      - V(present) has the model in the store as declared.
+      - V(loaded) is V(present), if anything is declared, and has it in memory, wholly on the GPU (see O(allow_offload)).
+      - V(unloaded) has it out of memory and leaves the store alone.
+      - V(absent) has neither the model nor the sources that were kept for it. Its base stays.
+    type: str
+    choices: [present, absent, loaded, unloaded]
+    default: present
+  from:
+    description:
+      - The model that this one is made from, with its registry's host where it is not the public one. It is pulled as O(pull) says.
+      - Without O(from), O(gguf), O(modelfile) and O(modelfile_path) the model itself is pulled.
+    type: str
+  gguf:
+    description:
+      - Path of a GGUF file on the managed host. It is imported once under C(name:tag.src-<12 hex digits of its sha256>), and the model is made from that.
+      - The file is read at each run to know whether it is another one (about a second per GB), unless O(gguf_sha256) says what it is.
+      - The server needs up to three times the file's size in its store while it imports.
+    type: path
+  gguf_sha256:
+    description: The sha256 of the file in O(gguf), as 64 hex digits. A file with another one is refused; once imported the file is not read again.
+    type: str
+  modelfile:
+    description:
+      - A Modelfile as text. C(FROM) names a model, or files by absolute path.
+      - O(parameters) may stand beside it, and win over its C(PARAMETER) lines.
+      - Text with C({{ }}) has to be tagged C(!unsafe), or Ansible takes it for its own template.
+    type: str
+  modelfile_path:
+    description: Path of a Modelfile on the managed host. Relative paths in it start in its folder.
+    type: path
+  parameters:
+    description:
+      - Parameters as C(PARAMETER) lines have them, with their types, for example C(num_ctx=40960).
+      - What the base sets and the declaration does not is inherited. An empty list for C(stop) takes the base's stop words away.
+      - Unknown names and wrong types are refused. The KV cache type, flash attention and the number of parallel slots are settings of the server.
+    type: dict
+  template:
+    description:
+      - The prompt template, in Go's syntax.
+      - It has C({{ }}) in it, as Ansible's templates do. Tag it C(!unsafe), or take it from a file with the file lookup.
+    type: str
+  system:
+    description: The system message. Empty inherits that of the base; the server has no way to take it away.
+    type: str
+  license:
+    description: Licence texts that are added to those of the base.
+    type: list
+    elements: str
+  messages:
+    description: A conversation that comes before each chat. Empty inherits that of the base.
+    type: list
+    elements: dict
+    suboptions:
+      role:
+        description: Who speaks.
+        type: str
+        choices: [system, user, assistant]
+        required: true
+      content:
+        description: What is said.
+        type: str
+        required: true
+  adapter:
+    description: Path of a LoRA adapter on the managed host, a GGUF file.
+    type: path
+  renderer:
+    description: Name of one of the server's own prompt renderers.
+    type: str
+  parser:
+    description: Name of one of the server's own output parsers.
+    type: str
+  quantize:
+    description: Quantise float weights (f16, bf16, f32) to this type while they are imported.
+    type: str
+    choices: [f16, bf16, q4_k_m, q4_k_s, q8_0]
+  base_digest:
+    description:
+      - The digest that O(from) must have (without it the model itself), 12 to 64 hex digits, as M(gpufleet.llm.ollama_info) and C(ollama list) show it.
+      - A base that has another one is pulled; if the registry has another one too, the module fails.
+    type: str
+  pull:
+    description:
+      - V(missing) pulls what the store does not have.
+      - V(always) also pulls when the registry has another version of the tag.
+      - V(never) never pulls, and fails when the base is not there.
+    type: str
+    choices: [missing, always, never]
+    default: missing
+  insecure:
+    description: Reach the registry by plain HTTP.
+    type: bool
+    default: false
+  keep_alive:
+    description:
+      - How long the model stays in memory after its last request, for O(state=loaded). Seconds (V(300)), a duration (V(30m)), or V(-1) for ever.
+      - Without it the server's own setting counts.
+    type: str
+  allow_offload:
+    description: Accept a model that runs partly or wholly on the CPU, for O(state=loaded).
+    type: bool
+    default: false
+  unload_timeout:
+    description: Seconds to wait for a model to leave memory before it is replaced or deleted. A request that is being answered is not cut.
+    type: int
+    default: 60
+seealso:
+  - module: gpufleet.llm.ollama_info
+author:
+  - The gpufleet.llm maintainers (@gpufleet)
+"""
+
+EXAMPLES = r"""
+- name: Have Qwen3-14B with a context that fits the card
+  gpufleet.llm.ollama_model:
+    name: qwen3-14b-4090
+    from: qwen3:14b
+    parameters:
+      num_ctx: 40960
+      num_batch: 512
+      temperature: 0.6
+      top_p: 0.95
+      top_k: 20
+
+- name: Load it, and fail if it does not fit the GPU wholly
+  gpufleet.llm.ollama_model:
+    name: qwen3-14b-4090
+    state: loaded
+    keep_alive: -1
+
+- name: Make a model of a file, quantised, with a template of its own
+  gpufleet.llm.ollama_model:
+    name: house-model
+    gguf: /srv/models/house-f16.gguf
+    quantize: q8_0
+    template: !unsafe "{{ .System }} {{ .Prompt }}"
+
+- name: Pin a model to the version that was tested
+  gpufleet.llm.ollama_model:
+    name: qwen3:14b
+    base_digest: bdbd181c33f2
+  register: pinned
+
+- name: Take a model away
+  gpufleet.llm.ollama_model:
+    name: old-model
+    state: absent
+"""
+
+RETURN = r"""
+name:
+  description: The model's name as the server shows it.
+  type: str
+  returned: always
+  sample: qwen3-14b-4090:latest
+digest:
+  description: Digest of the model in the store, null when it is not there.
+  type: str
+  returned: always
+  sample: 9f2c1d6b8a7e4c35d0f1a2b3c4d5e6f708192a3b4c5d6e7f8091a2b3c4d5e6f7
+base_digest:
+  description: Digest of the base in the store.
+  type: str
+  returned: when there is a base
+size:
+  description: Bytes of the model in the store.
+  type: int
+  returned: when it is there
+differs:
+  description: What was not as declared. V(model) when there was none, V(weights) when the base is another one.
+  type: list
+  elements: str
+  returned: always
+  sample: [parameters.num_ctx, system]
+actions:
+  description: What was done, or would be, in order.
+  type: list
+  elements: str
+  returned: always
+  sample: [unload qwen3-14b-4090:latest, replace qwen3-14b-4090:latest]
+bytes_pulled:
+  description: Bytes that the server downloaded.
+  type: int
+  returned: always
+bytes_uploaded:
+  description: Bytes that were sent to the server.
+  type: int
+  returned: always
+loaded:
+  description: Whether the model is in memory.
+  type: bool
+  returned: when O(state=loaded) or O(state=unloaded)
+loaded_size:
+  description: Bytes of memory that the loaded model takes.
+  type: int
+  returned: when it is loaded and O(state=loaded)
+size_vram:
+  description: Bytes of it that are on the GPU. Equal to RV(loaded_size) when all of it is.
+  type: int
+  returned: when it is loaded and O(state=loaded)
+context_length:
+  description: Tokens of context that the runner really has, per slot.
+  type: int
+  returned: when it is loaded and O(state=loaded)
+requests:
+  description: "How the server was spoken to: C(count), C(writes) and C(seconds)."
+  type: dict
+  returned: always
+  sample: {count: 3, writes: 0, seconds: 0.004}
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.gpufleet.llm.plugins.module_utils import _modelfile, _ollama, _ollama_model
+
+SOURCES = ("from", "gguf", "modelfile", "modelfile_path")
+
+
+def argument_spec():
+    return {
+        "name": {"type": "str", "required": True},
+        "state": {"type": "str", "choices": ["present", "absent", "loaded", "unloaded"], "default": "present"},
+        "from": {"type": "str"},
+        "gguf": {"type": "path"},
+        "gguf_sha256": {"type": "str"},
+        "modelfile": {"type": "str"},
+        "modelfile_path": {"type": "path"},
+        "parameters": {"type": "dict"},
+        "template": {"type": "str"},
+        "system": {"type": "str"},
+        "license": {"type": "list", "elements": "str"},
+        "messages": {
+            "type": "list",
+            "elements": "dict",
+            "options": {
+                "role": {"type": "str", "choices": ["system", "user", "assistant"], "required": True},
+                "content": {"type": "str", "required": True},
+            },
+        },
+        "adapter": {"type": "path"},
+        "renderer": {"type": "str"},
+        "parser": {"type": "str"},
+        "quantize": {"type": "str", "choices": ["f16", "bf16", "q4_k_m", "q4_k_s", "q8_0"]},
+        "base_digest": {"type": "str"},
+        "pull": {"type": "str", "choices": ["missing", "always", "never"], "default": "missing"},
+        "insecure": {"type": "bool", "default": False},
+        "keep_alive": {"type": "str"},
+        "allow_offload": {"type": "bool", "default": False},
+        "unload_timeout": {"type": "int", "default": 60},
+        "url": {"type": "str", "default": _ollama.DEFAULT_URL},
+        "timeout": {"type": "int", "default": 600},
+    }
+
+
+def declared_by(params):
+    """The declaration that the options make; None when they only name a model that is to be loaded."""
+    entry, folder = dict(params), ""
+    path = params["modelfile_path"]
+    if path:
+        try:
+            with open(path, encoding="utf-8") as source:
+                entry["modelfile"], folder = source.read(), path.rpartition("/")[0] or "/"
+        except (OSError, ValueError) as error:
+            raise _ollama_model.ModelError(f"The Modelfile {path} cannot be read: {error}. Wanted a text file on the managed host.") from None
+    if params["state"] == "loaded" and not any(params[key] for key in SOURCES) and not params["base_digest"] and params["pull"] == "missing":
+        if any(params[key] for key in ("parameters", "template", "system", "license", "messages", "adapter", "renderer", "parser", "quantize")):
+            return _ollama_model.declare(entry, folder)
+        return None
+    return _ollama_model.declare(entry, folder)
+
+
+def perform(client, params, result):
+    """Bring about the state; what to return of it beside `result`."""
+    name, state, patience = _ollama.short_name(params["name"]), params["state"], params["unload_timeout"]
+    store, told = _ollama_model.Store(client), {"name": name}
+    if state == "absent":
+        _ollama_model.ensure_absent(client, store, name, result, patience)
+        return {**told, "digest": None}
+    if state == "unloaded":
+        _ollama_model.ensure_unloaded(client, name, result, patience)
+        return {**told, "digest": store.digest(name), "loaded": False}
+    keep_alive = _ollama_model.check_keep_alive(params["keep_alive"])
+    declared = declared_by(params)
+    if declared:
+        _ollama_model.ensure_present(client, store, declared, result, patience)
+    if state == "loaded":
+        if result.check and result.changed:
+            result.act(f"load {name}")
+            told["loaded"] = False
+        else:
+            entry = _ollama_model.ensure_loaded(client, store, name, keep_alive, result, patience)
+            told["loaded"] = entry is not None
+            if entry:
+                told.update(measured(name, entry, params, result))
+    found = store.find(name)
+    told["digest"] = found["digest"] if found else None
+    if found:
+        told["size"] = found.get("size")
+    if result.base_digest:
+        told["base_digest"] = result.base_digest
+    return told
+
+
+def measured(name, entry, params, result):
+    """What /api/ps says of the loaded model; fails when it is not wholly on the GPU and has to be."""
+    problem = _ollama_model.offload_problem(name, entry)
+    if problem and not params["allow_offload"] and not (result.check and result.changed):
+        raise _ollama_model.ModelError(problem)
+    asked, got = (params["parameters"] or {}).get("num_ctx"), entry.get("context_length")
+    if asked and got and str(asked).isdigit() and got < int(asked):
+        result.warnings.append(f"Model {name} runs with a context of {got:,} tokens, not {int(asked):,}: the server caps it silently at what the model was trained for.")
+    return {"loaded_size": entry.get("size"), "size_vram": entry.get("size_vram"), "context_length": got}
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec=argument_spec(),
+        supports_check_mode=True,
+        mutually_exclusive=[SOURCES],
+        required_by={"gguf_sha256": ["gguf"]},
+    )
+    params = module.params
+    result = _ollama_model.Result(check=module.check_mode)
+    client = told = None
+    try:
+        # A declaration is judged before the server is asked anything.
+        declared_by(params) if params["state"] in ("present", "loaded") else None
+        _ollama_model.check_keep_alive(params["keep_alive"])
+        client = _ollama.Client(params["url"], timeout=params["timeout"])
+        told = perform(client, params, result)
+    except _ollama.OllamaError as error:
+        if not (module.check_mode and error.down):
+            module.fail_json(msg=str(error), changed=result.changed and not module.check_mode, actions=result.actions)
+        told = predicted_without_server(params, result, error)
+    except (_ollama_model.ModelError, _modelfile.ModelfileError, ValueError) as error:
+        module.fail_json(msg=str(error), changed=result.changed and not module.check_mode, actions=result.actions)
+    for warning in result.warnings:
+        module.warn(warning)
+    before, after = _ollama_model.as_modelfile(result.before), _ollama_model.as_modelfile(result.after)
+    module.exit_json(
+        changed=result.changed,
+        differs=result.differs,
+        actions=result.actions,
+        bytes_pulled=result.bytes_pulled,
+        bytes_uploaded=result.bytes_uploaded,
+        requests={"count": len(client.requests), "writes": client.writes, "seconds": round(client.seconds, 4)},
+        diff={"before": before, "after": after, "before_header": params["name"], "after_header": params["name"]},
+        **told,
+    )
+
+
+def predicted_without_server(params, result, error):
+    """In check mode on a host that has no server yet: everything that is wanted is still to be made."""
+    name = _ollama.short_name(params["name"])
+    result.warnings.append(f"{error} The prediction for {name} takes the server to have no models yet.")
+    told = {"name": name, "digest": None}
+    if params["state"] in ("present", "loaded"):
+        declared = declared_by(params)
+        if declared:
+            result.act(f"create {name}")
+            result.differs = ["model"]
+        if params["state"] == "loaded":
+            result.act(f"load {name}")
+    if params["state"] in ("loaded", "unloaded"):
+        told["loaded"] = False
+    return told
+
+
+if __name__ == "__main__":
+    main()
