@@ -1,0 +1,264 @@
+# Copyright (c) 2026, gpufleet.llm maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A lab: one network, one mirror and hosts that run systemd, all under one name."""
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+import json
+import os
+import platform
+import re
+import time
+from datetime import datetime, timezone
+
+from . import ca, engine, hardware, image, mirror, world
+from .shell import LabError, as_root, cache, docker, interactive, run, say, step, wait_for
+
+NAME = re.compile(r"^[a-z0-9][a-z0-9-]{0,30}$")
+KEYS = {"name", "image", "card", "tmpfs", "front"}
+
+
+def network(name):
+    """Return the name of a lab's network."""
+    return f"gpufleet-{name}"
+
+
+def container(name, host):
+    """Return the name of a host's container; the inventories build the same."""
+    return f"gpufleet-{name}-{host}"
+
+
+def folder(name):
+    """Return the folder with everything that a lab has on this machine besides caches; gone after `down`."""
+    return cache("labs", name)
+
+
+def parse_host(text):
+    """Return the host of NAME[:IMAGE[:CARD]] on the command line."""
+    parts = text.split(":")
+    return dict(zip(("name", "image", "card"), [part for part in parts if part]))
+
+
+def check_hosts(hosts):
+    """Return the hosts with defaults filled in; LabError where one is not understood."""
+    checked = []
+    for host in hosts:
+        unknown = set(host) - KEYS
+        if unknown:
+            raise LabError(f"Host {host.get('name')!r} of the lab has unknown keys {', '.join(sorted(unknown))}; known are {', '.join(sorted(KEYS))}.")
+        full = {"image": "debian12", "card": None, "tmpfs": {}, "front": None, **{key: value for key, value in host.items() if value is not None}}
+        if not NAME.match(full.get("name", "")) or full["name"] == "mirror":
+            raise LabError(f"{full.get('name')!r} cannot be a host of the lab: wanted are small letters, digits and dashes, and not `mirror`.")
+        if full["image"] not in world.SUITES:
+            raise LabError(f"Host {full['name']} of the lab asks for image {full['image']!r}; there are {', '.join(world.SUITES)}.")
+        checked.append(full)
+    if len({host["name"] for host in checked}) != len(checked):
+        raise LabError("Two hosts of the lab have the same name.")
+    return checked
+
+
+def check_name(name):
+    """Refuse a lab name that cannot be part of a container's name."""
+    if not NAME.match(name):
+        raise LabError(f"{name!r} cannot name a lab: wanted are small letters, digits and dashes.")
+
+
+def state(name):
+    """Return what `up` recorded of a lab, or None."""
+    try:
+        return json.loads((folder(name) / "lab.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+
+
+def _write_state(name, content):
+    path = folder(name) / "lab.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(".new")
+    fresh.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(fresh, path)
+
+
+def _running(container_name):
+    """Return None if there is no such container, else whether it runs."""
+    said = docker("inspect", "--format", "{{.State.Running}}", container_name, check=False)
+    return None if said.returncode else said.stdout.strip() == "true"
+
+
+def _cgroup_words(cgroup, suite):
+    """Return (engine options, arguments of PID 1) that let systemd manage its own control groups without --privileged."""
+    if cgroup == 2:
+        return ["--cgroupns", "private"], []
+    words = ["--volume", "/sys/fs/cgroup/systemd:/sys/fs/cgroup/systemd:rw"]
+    # systemd 256 and later refuse cgroup v1 unless told on their command line.
+    return words, ["SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1"] if suite != "bookworm" else []
+
+
+def _start_host(name, host, tag, cgroup):
+    """Create and boot one host; return the seconds that it took."""
+    start = time.monotonic()
+    box = container(name, host["name"])
+    if _running(box) is not None:
+        docker("rm", "--force", "--volumes", box)
+    cgroup_words, init_words = _cgroup_words(cgroup, world.SUITES[host["image"]])
+    archives = cache("apt", f"{name}-{host['name']}-{host['image']}")
+    pip = cache("pip")
+    for path in (archives, pip):
+        path.mkdir(parents=True, exist_ok=True)
+    words = [
+        "create", "--name", box, "--hostname", host["name"], "--label", f"gpufleet.lab={name}", "--label", f"gpufleet.host={host['name']}",
+        "--network", network(name), "--network-alias", host["name"],
+        # What a host's root has and a container's lacks: mounts for the sandboxes of units, addresses, and a look into other users' processes.
+        "--cap-add", "SYS_ADMIN", "--cap-add", "NET_ADMIN", "--cap-add", "SYS_PTRACE",
+        "--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined",
+        "--tmpfs", "/run", "--tmpfs", "/run/lock", "--tmpfs", "/tmp:exec",
+        "--stop-signal", "SIGRTMIN+3", *cgroup_words,
+        "--volume", f"{pip}:/root/.cache/pip", "--volume", f"{archives}:/var/cache/apt/archives",
+    ]
+    for path, options in host["tmpfs"].items():
+        words += ["--tmpfs", f"{path}:{options}"]
+    words += [tag, "/usr/local/lib/lab/init", *init_words]
+    docker(*words)
+    docker("cp", "--archive", "-", f"{box}:/", stdin=image.archive(hardware.files(host["card"], front=host["front"])))
+    docker("start", box)
+    booted(box)
+    docker("exec", box, "ldconfig")
+    _refresh_lists(box, tag)
+    return time.monotonic() - start
+
+
+def booted(box):
+    """Wait until systemd says that the host runs; LabError with the failed units if it does not get there."""
+
+    def look():
+        said = docker("exec", box, "systemctl", "is-system-running", check=False).stdout.strip()
+        if said in ("running", "degraded"):
+            return said
+        if not _running(box):
+            raise LabError(f"{box} ended while booting:\n{docker('logs', '--tail', '20', box, check=False).stdout}")
+        return None
+
+    if wait_for(f"{box} booting", look, 60) == "degraded":
+        units = docker("exec", box, "systemctl", "--failed", "--no-legend", "--plain", check=False).stdout
+        logs = [docker("exec", box, "journalctl", "--no-pager", "-n", "8", "-u", line.split()[0], check=False).stdout for line in units.splitlines() if line.strip()]
+        raise LabError(f"{box} is up, but these units failed:\n{units}\n" + "\n".join(logs))
+
+
+def _refresh_lists(box, tag):
+    """Bring APT's lists up to date where the image is older than a day, as a server's own timer does."""
+    made = docker("image", "inspect", "--format", "{{.Created}}", tag).stdout.strip()[:19]
+    age = datetime.now(timezone.utc) - datetime.strptime(made, "%Y-%m-%dT%H:%M:%S").replace(tzinfo=timezone.utc)
+    if age.total_seconds() > 86400:
+        docker("exec", box, "apt-get", "update", "-q")
+
+
+def recipe(host, tag):
+    """Return a digest of what a host is made from: a host of another recipe is made anew."""
+    laid = {path: [str(part) for part in value] for path, value in hardware.files(host["card"], front=host["front"]).items()}
+    return hashlib.sha256(json.dumps([host, tag, laid], sort_keys=True).encode()).hexdigest()[:12]
+
+
+def up(name, hosts, server=None):
+    """Bring a lab up: what is there and of the same recipe stays, what is missing is made."""
+    check_name(name)
+    hosts = check_hosts(hosts)
+    engine.up()
+    facts = engine.facts()
+    how = "the systemd hierarchy of cgroup v1 shared with this machine" if facts["cgroup"] == 1 else "a private cgroup v2 namespace, remounted writable"
+    if platform.machine() != "x86_64":
+        raise LabError(f"The lab's hosts are x86_64; this machine is {platform.machine()}.")
+    tags = {kind: image.build(kind) for kind in sorted({host["image"] for host in hosts} | {"debian12"})}
+    grade = mirror.grade(server)
+    known = state(name) or {"hosts": {}, "faults": []}
+    if docker("network", "inspect", network(name), check=False).returncode:
+        docker("network", "create", "--label", f"gpufleet.lab={name}", network(name))
+    _write_state(name, {**known, "server": grade})
+    mirror.start(name, network(name), tags["debian12"], grade, folder(name), known.get("server"))
+    wanted = {}
+    for host in hosts:
+        host["recipe"] = recipe(host, tags[host["image"]])
+        have = known["hosts"].get(host["name"], {}).get("recipe")
+        if have != host["recipe"] or not _running(container(name, host["name"])):
+            wanted[host["name"]] = host
+    if wanted:
+        with step(f"Booting {', '.join(sorted(wanted))} in lab {name}, with {how}", "2-4 s a host"):
+            with concurrent.futures.ThreadPoolExecutor(max_workers=4) as pool:
+                jobs = {pool.submit(_start_host, name, host, tags[host["image"]], facts["cgroup"]): host for host in wanted.values()}
+                for job in concurrent.futures.as_completed(jobs):
+                    job.result()
+    hardware.place_cards(name, hosts, grade)
+    recorded = {**known["hosts"], **{host["name"]: host for host in hosts}}
+    _write_state(name, {"name": name, "server": grade, "cgroup": facts["cgroup"], "hosts": recorded, "faults": known.get("faults", [])})
+    for host in hosts:
+        say(f"{host['name']} runs ({host['image']}, {address(name, host['name'])}): docker exec -it {container(name, host['name'])} bash")
+
+
+def address(name, host):
+    """Return the address of a host on its lab's network, reachable from the controller."""
+    said = docker("inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", container(name, host), check=False)
+    if said.returncode or not said.stdout.strip():
+        raise LabError(f"Lab {name} has no running host {host}. `lab up` makes it; `lab status` lists what there is.")
+    return said.stdout.strip()
+
+
+def down(name):
+    """Take a lab away: containers, anonymous volumes, network and files."""
+    check_name(name)
+    gone = []
+    if engine.answers():
+        boxes = docker("ps", "--all", "--quiet", "--filter", f"label=gpufleet.lab={name}").stdout.split()
+        if boxes:
+            docker("rm", "--force", "--volumes", *boxes)
+            gone.append(f"{len(boxes)} containers")
+        if docker("network", "inspect", network(name), check=False).returncode == 0:
+            docker("network", "rm", network(name))
+            gone.append("the network")
+    elif folder(name).exists():
+        say("No Docker engine answers: containers of the lab, if there are any, cannot be removed now")
+    if folder(name).exists():
+        run(as_root(["rm", "-rf", "--one-file-system", folder(name)]))
+        gone.append("its files")
+    say(f"Lab {name}: removed {', '.join(gone)}" if gone else f"Lab {name}: there was nothing")
+
+
+def names():
+    """Return the names of the labs of which there is a container, a network or a file."""
+    found = {path.name for path in cache("labs").iterdir() if path.is_dir()} if cache("labs").is_dir() else set()
+    if engine.answers():
+        for what in ("ps --all", "network ls"):
+            said = docker(*what.split(), "--filter", "label=gpufleet.lab", "--format", '{{.Label "gpufleet.lab"}}').stdout
+            found |= {line for line in said.split() if line != "image"}
+    return sorted(found)
+
+
+def status(name=None):
+    """Print what there is."""
+    if not engine.answers():
+        say("No Docker engine answers")
+        return
+    for lab in [name] if name else names():
+        known = state(lab) or {}
+        say(f"lab {lab}: server {known.get('server', 'unknown')}, faults: {', '.join(' '.join(fault) for fault in known.get('faults', [])) or 'none'}")
+        said = docker("ps", "--all", "--filter", f"label=gpufleet.lab={lab}", "--format", "  {{.Names}}\t{{.Status}}\t{{.Image}}").stdout
+        print(said, end="", flush=True)
+
+
+def enter(name, host, command):
+    """Become a command inside a host."""
+    address(name, host)
+    words = ["docker", "exec", "-i", *(["-t"] if os.isatty(0) and os.isatty(1) else []), container(name, host), *(command or ["bash"])]
+    interactive(words)
+
+
+def note_fault(name, fault):
+    """Record a fault that was injected, as [host, fault, arguments…]."""
+    known = state(name)
+    _write_state(name, {**known, "faults": [*[one for one in known.get("faults", []) if one[:2] != fault[:2]], fault]})
+
+
+def forget_fault(name, host, fault):
+    """Record that a fault was healed."""
+    known = state(name)
+    _write_state(name, {**known, "faults": [one for one in known.get("faults", []) if one[:2] != [host, fault]]})

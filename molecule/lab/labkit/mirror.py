@@ -1,0 +1,74 @@
+# Copyright (c) 2026, gpufleet.llm maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The mirror of a lab: one container that answers for the release server and the model registry, under their own names."""
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from . import ca
+from .shell import LAB, LabError, cache, docker, run, say, step, wait_for
+
+SERVICES = LAB / "services"
+GRADES = ("real", "standin")
+
+
+def grade(asked=None):
+    """Return which Ollama server the lab offers: real or standin. asked, or LAB_SERVER: real, standin or auto (real if it is built)."""
+    asked = asked or os.environ.get("LAB_SERVER") or "auto"
+    if asked not in (*GRADES, "auto"):
+        raise LabError(f"LAB_SERVER is {asked!r}; wanted is real, standin or auto.")
+    if asked == "standin":
+        return asked
+    build = LAB / "real" / "build"
+    built = os.access(build, os.X_OK) and run([build, "--check"], check=False).returncode == 0
+    if asked == "real" and not built:
+        raise LabError("LAB_SERVER=real, but the real Ollama server is not built on this machine. `make real-server` builds it (about 20 min on 2 cores).")
+    return "real" if built else "standin"
+
+
+def lay_out(server):
+    """Fill the mirror's folder for a grade of server and return it. What is up to date stays."""
+    root = cache("mirror", server)
+    root.mkdir(parents=True, exist_ok=True)
+    script = SERVICES / "make_mirror.py"
+    if not script.exists():
+        raise LabError(f"{script} is missing: this checkout cannot lay out a release mirror.")
+    with step(f"Laying out releases and models of the mirror ({'the real Ollama server' if server == 'real' else 'the stand-in for Ollama'})", "1-20 s"):
+        done = subprocess.run([sys.executable, str(script), str(root)], stdin=subprocess.DEVNULL, env=dict(os.environ, LAB_SERVER=server), check=False)
+    if done.returncode:
+        raise LabError(f"{script} ended with {done.returncode}; what it said stands above.")
+    return root
+
+
+def start(name, network, tag, server, folder, served_before):
+    """Run the mirror of a lab; a mirror that runs already and serves the same grade from the same sources stays."""
+    box = f"gpufleet-{name}-mirror"
+    root = lay_out(server)
+    keys = ca.ensure()
+    said = docker("inspect", "--format", "{{.State.Running}} {{.Config.Image}}", box, check=False)
+    if said.returncode == 0 and said.stdout.split() == ["true", tag] and served_before == server:
+        return
+    if said.returncode == 0:
+        docker("rm", "--force", "--volumes", box)
+    docker(
+        "run", "--detach", "--init", "--name", box, "--hostname", "mirror", "--label", f"gpufleet.lab={name}",
+        "--network", network, *(word for alias in ca.NAMES for word in ("--network-alias", alias)),
+        "--volume", f"{SERVICES}:/srv/services:ro", "--volume", f"{root}:/srv/mirror",
+        "--volume", f"{keys / 'mirror.crt'}:/etc/lab/mirror.crt:ro", "--volume", f"{keys / 'mirror.key'}:/etc/lab/mirror.key:ro",
+        "--stop-signal", "SIGTERM", tag,
+        "python3", "/srv/services/serve.py", "--root", "/srv/mirror", "--cert", "/etc/lab/mirror.crt", "--key", "/etc/lab/mirror.key",
+        "--port", "443", "--http-port", "80",
+    )
+
+    def look():
+        state = docker("inspect", "--format", "{{.State.Running}}", box, check=False).stdout.strip()
+        if state != "true":
+            raise LabError(f"The mirror ended at once:\n{docker('logs', box, check=False).stdout}{docker('logs', box, check=False).stderr}")
+        probe = "import socket; socket.create_connection(('127.0.0.1', 443), 2).close()"
+        return docker("exec", box, "python3", "-c", probe, check=False).returncode == 0
+
+    wait_for("The mirror answering on port 443", look, 20)
+    say(f"The mirror answers for {', '.join(ca.NAMES)} in lab {name}")
