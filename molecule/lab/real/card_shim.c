@@ -127,6 +127,7 @@ int accept(int listener, struct sockaddr *address, socklen_t *length)
         reap();
         while (slot < CLIENTS && card->client[slot])
             slot++;
+        fflush(NULL); /* or the child would print its parent's lines again */
         child = slot < CLIENTS ? fork() : -1;
         if (child == 0) {
             prctl(PR_SET_PDEATHSIG, SIGKILL);
