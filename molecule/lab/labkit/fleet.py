@@ -35,6 +35,11 @@ def folder(name):
     return cache("labs", name)
 
 
+def mirror_folder(name):
+    """Return the folder that a lab's mirror serves; its faults and its access log are in it."""
+    return folder(name) / "mirror"
+
+
 def parse_host(text):
     """Return the host of NAME[:IMAGE[:CARD]] on the command line."""
     parts = text.split(":")
@@ -121,9 +126,13 @@ def _start_host(name, host, tag, cgroup):
         words += ["--tmpfs", f"{path}:{options}"]
     words += [tag, "/usr/local/lib/lab/init", *init_words]
     docker(*words)
-    docker("cp", "--archive", "-", f"{box}:/", stdin=image.archive(hardware.files(host["card"], front=host["front"])))
+    docker("cp", "--archive", "-", f"{box}:/", stdin=image.archive(hardware.files(mirror_folder(name), host["card"], host["front"])))
     docker("start", box)
     booted(box)
+    wait_for(
+        f"The simulated card of {box}",
+        lambda: docker("exec", box, "sh", "-c", "systemctl -q is-active lab-card lab-devices && test -s /run/nvml-sim/state", check=False).returncode == 0, 20,
+    )
     docker("exec", box, "ldconfig")
     _refresh_lists(box, tag)
     return time.monotonic() - start
@@ -154,13 +163,13 @@ def _refresh_lists(box, tag):
         docker("exec", box, "apt-get", "update", "-q")
 
 
-def recipe(host, tag):
+def recipe(name, host, tag):
     """Return a digest of what a host is made from: a host of another recipe is made anew."""
-    laid = {path: [str(part) for part in value] for path, value in hardware.files(host["card"], front=host["front"]).items()}
+    laid = {path: [str(part) for part in value] for path, value in hardware.files(mirror_folder(name), host["card"], host["front"]).items()}
     return hashlib.sha256(json.dumps([host, tag, laid], sort_keys=True).encode()).hexdigest()[:12]
 
 
-def up(name, hosts, server=None):
+def up(name, hosts, server=None, shape=None):
     """Bring a lab up: what is there and of the same recipe stays, what is missing is made."""
     check_name(name)
     hosts = check_hosts(hosts)
@@ -171,14 +180,16 @@ def up(name, hosts, server=None):
         raise LabError(f"The lab's hosts are x86_64; this machine is {platform.machine()}.")
     tags = {kind: image.build(kind) for kind in sorted({host["image"] for host in hosts} | {"debian12"})}
     grade = mirror.grade(server)
+    shape = shape or os.environ.get("LAB_SHAPE") or "full"
     known = state(name) or {"hosts": {}, "faults": []}
     if docker("network", "inspect", network(name), check=False).returncode:
         docker("network", "create", "--label", f"gpufleet.lab={name}", network(name))
-    _write_state(name, {**known, "server": grade})
-    mirror.start(name, network(name), tags["debian12"], grade, folder(name), known.get("server"))
+    mirror.lay_out(mirror_folder(name), grade, shape)
+    mirror.start(name, network(name), tags["debian12"], mirror_folder(name))
+    _write_state(name, {**known, "server": grade, "shape": shape})
     wanted = {}
     for host in hosts:
-        host["recipe"] = recipe(host, tags[host["image"]])
+        host["recipe"] = recipe(name, host, tags[host["image"]])
         have = known["hosts"].get(host["name"], {}).get("recipe")
         if have != host["recipe"] or not _running(container(name, host["name"])):
             wanted[host["name"]] = host
@@ -190,7 +201,7 @@ def up(name, hosts, server=None):
                     job.result()
     hardware.place_cards(name, hosts, grade)
     recorded = {**known["hosts"], **{host["name"]: host for host in hosts}}
-    _write_state(name, {"name": name, "server": grade, "cgroup": facts["cgroup"], "hosts": recorded, "faults": known.get("faults", [])})
+    _write_state(name, {"name": name, "server": grade, "shape": shape, "cgroup": facts["cgroup"], "hosts": recorded, "faults": known.get("faults", [])})
     for host in hosts:
         say(f"{host['name']} runs ({host['image']}, {address(name, host['name'])}): docker exec -it {container(name, host['name'])} bash")
 

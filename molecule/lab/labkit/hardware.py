@@ -16,6 +16,9 @@ from .shell import LAB, LabError, cache, docker, run, say
 NVML = LAB / "nvml"
 LIBRARY = "/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1"
 ROOTFS = "/var/lib/lab/rootfs"
+SIMULATOR = "/usr/local/lib/nvml-sim"
+PLACE = "/usr/local/lib/lab/place"
+STORE = "/var/lib/ollama/models"
 OLDEST_LIBC = (2, 36)
 """The C library of Debian 12: what is built against a newer one may not load there."""
 
@@ -48,6 +51,18 @@ ExecStart=/usr/local/lib/lab/devices
 
 [Install]
 WantedBy=sysinit.target
+"""
+
+PLACE_UNIT = f"""\
+[Unit]
+Description=Weights of the lab's models, as holes, once a role has made the store
+
+[Service]
+Type=exec
+ExecStart=/usr/bin/python3 -I /usr/local/lib/lab/place_blob.py {STORE} {PLACE}/place.json --wait 864000
+
+[Install]
+WantedBy=multi-user.target
 """
 
 FRONT_SOCKET = """\
@@ -121,10 +136,21 @@ def _rootfs():
     return found
 
 
-def files(card=None, front=None):
+def _weights(mirror):
+    """Return {path: (content, mode)} of what lays a mirror's large weights into a host's store, as holes, instead of a download of 9 GB of zeros."""
+    laid = {"/usr/local/lib/lab/place_blob.py": ((LAB / "services" / "place_blob.py").read_bytes(), 0o755)}
+    for path in [mirror / "place.json", *sorted((mirror / "headers").iterdir())]:
+        laid[f"{PLACE}/{path.relative_to(mirror)}"] = (path.read_bytes(), 0o644)
+    laid["/etc/systemd/system/lab-place.service"] = (PLACE_UNIT, 0o644)
+    laid["/etc/systemd/system/multi-user.target.wants/lab-place.service"] = ("->", "/etc/systemd/system/lab-place.service")
+    return laid
+
+
+def files(mirror, card=None, front=None):
     """Return {path: (content, mode)} that turns a container into a host with a GPU.
 
-    card: a card.json (relative to molecule/lab/nvml or absolute), default one RTX 4090. front: a port that leads to Open WebUI.
+    mirror: the folder of the lab's mirror. card: a card.json (relative to molecule/lab/nvml or absolute), default one
+    RTX 4090. front: a port that leads to Open WebUI.
     """
     description = NVML / (card or "card-4090.json")
     if not description.exists():
@@ -133,13 +159,14 @@ def files(card=None, front=None):
         LIBRARY: (library().read_bytes(), 0o755),
         "/usr/lib/x86_64-linux-gnu/libnvidia-ml.so": ("->", "libnvidia-ml.so.1"),
         "/etc/nvml-sim/card.json": (description.read_bytes(), 0o644),
-        "/usr/local/lib/lab/lab_card.py": ((NVML / "lab_card.py").read_bytes(), 0o755),
+        f"{SIMULATOR}/lab_card.py": ((NVML / "lab_card.py").read_bytes(), 0o755),
         "/usr/local/lib/lab/devices": (DEVICES, 0o755),
         "/etc/systemd/system/lab-card.service": ((NVML / "lab-card.service").read_bytes(), 0o644),
         "/etc/systemd/system/lab-devices.service": (DEVICES_UNIT, 0o644),
-        "/etc/systemd/system/multi-user.target.wants/lab-card.service": ("->", "/etc/systemd/system/lab-card.service"),
+        "/etc/systemd/system/sysinit.target.wants/lab-card.service": ("->", "/etc/systemd/system/lab-card.service"),
         "/etc/systemd/system/sysinit.target.wants/lab-devices.service": ("->", "/etc/systemd/system/lab-devices.service"),
         **_rootfs(),
+        **_weights(mirror),
     }
     if front:
         laid["/etc/systemd/system/lab-front.socket"] = (FRONT_SOCKET.format(port=front), 0o644)

@@ -4,12 +4,13 @@
 """The mirror of a lab: one container that answers for the release server and the model registry, under their own names."""
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
 
 from . import ca
-from .shell import LAB, LabError, cache, docker, run, say, step, wait_for
+from .shell import LAB, LabError, docker, run, say, wait_for
 
 SERVICES = LAB / "services"
 GRADES = ("real", "standin")
@@ -29,36 +30,35 @@ def grade(asked=None):
     return "real" if built else "standin"
 
 
-def lay_out(server):
-    """Fill the mirror's folder for a grade of server and return it. What is up to date stays."""
-    root = cache("mirror", server)
-    root.mkdir(parents=True, exist_ok=True)
+def lay_out(root, server, shape):
+    """Fill a lab's mirror folder with releases and models. What is up to date stays; large parts come from the cache."""
     script = SERVICES / "make_mirror.py"
     if not script.exists():
         raise LabError(f"{script} is missing: this checkout cannot lay out a release mirror.")
-    with step(f"Laying out releases and models of the mirror ({'the real Ollama server' if server == 'real' else 'the stand-in for Ollama'})", "1-20 s"):
-        done = subprocess.run([sys.executable, str(script), str(root)], stdin=subprocess.DEVNULL, env=dict(os.environ, LAB_SERVER=server), check=False)
-    if done.returncode:
-        raise LabError(f"{script} ended with {done.returncode}; what it said stands above.")
-    return root
+    root.mkdir(parents=True, exist_ok=True)
+    words = [sys.executable, str(script), "--root", str(root), "--server", server, "--shape", shape]
+    sys.stdout.flush()
+    if subprocess.run(words, stdin=subprocess.DEVNULL, check=False).returncode:
+        raise LabError("The mirror could not be laid out; what make_mirror.py said stands above.")
 
 
-def start(name, network, tag, server, folder, served_before):
-    """Run the mirror of a lab; a mirror that runs already and serves the same grade from the same sources stays."""
+def start(name, network, tag, root):
+    """Run the mirror of a lab over its folder; a mirror that runs already from the same image and program stays."""
     box = f"gpufleet-{name}-mirror"
-    root = lay_out(server)
     keys = ca.ensure()
-    said = docker("inspect", "--format", "{{.State.Running}} {{.Config.Image}}", box, check=False)
-    if said.returncode == 0 and said.stdout.split() == ["true", tag] and served_before == server:
+    program = (SERVICES / "serve.py").read_bytes() + (keys / "mirror.crt").read_bytes() + tag.encode()
+    recipe = hashlib.sha256(program).hexdigest()[:12]
+    said = docker("inspect", "--format", '{{.State.Running}} {{index .Config.Labels "gpufleet.recipe"}}', box, check=False)
+    if said.returncode == 0 and said.stdout.split() == ["true", recipe]:
         return
     if said.returncode == 0:
         docker("rm", "--force", "--volumes", box)
     docker(
-        "run", "--detach", "--init", "--name", box, "--hostname", "mirror", "--label", f"gpufleet.lab={name}",
+        "run", "--detach", "--init", "--name", box, "--hostname", "mirror", "--label", f"gpufleet.lab={name}", "--label", f"gpufleet.recipe={recipe}",
         "--network", network, *(word for alias in ca.NAMES for word in ("--network-alias", alias)),
         "--volume", f"{SERVICES}:/srv/services:ro", "--volume", f"{root}:/srv/mirror",
         "--volume", f"{keys / 'mirror.crt'}:/etc/lab/mirror.crt:ro", "--volume", f"{keys / 'mirror.key'}:/etc/lab/mirror.key:ro",
-        "--stop-signal", "SIGTERM", tag,
+        tag,
         "python3", "/srv/services/serve.py", "--root", "/srv/mirror", "--cert", "/etc/lab/mirror.crt", "--key", "/etc/lab/mirror.key",
         "--port", "443", "--http-port", "80",
     )
