@@ -3,6 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 
 # Private to the collection gpufleet.llm: no stable interface for others.
+# ruff: noqa: N802  (BareLibrary has the names of nvml.h)
 """What the GPUs of this host say of themselves, in one dict of one shape.
 
 ``sample()`` asks, in this order, the module pynvml of nvidia-ml-py, the program nvidia-smi, and
@@ -67,6 +68,7 @@ Stand-alone: nothing but the standard library; pynvml is imported late and may b
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import ctypes
 import io
@@ -114,6 +116,9 @@ MESSAGES = {
     ),
     "no_gpu": "The NVIDIA driver is loaded and answers, but it drives no GPU; look for the card in lspci and dmesg.",
 }
+
+LOST = "GPU {} has fallen off the bus; this host has to be rebooted, often by a power cycle."
+NO_MEMORY = "GPU {} does not tell its memory; look into the kernel log for lines of NVRM and Xid."
 
 # nvmlClocksEventReasons of nvml.h.
 THROTTLE_REASONS = (
@@ -344,12 +349,12 @@ def _gpu(nvml, index, proc):
     if device.code == GPU_IS_LOST:
         gpu.update(
             state="lost",
-            message=f"GPU {index} has fallen off the bus; this host has to be rebooted, often by a power cycle.",
+            message=LOST.format(index),
         )
     elif device.code != SUCCESS:
         gpu.update(state="error", message=_device_error(nvml, index, device.code))
     elif gpu["total_mib"] is None:
-        gpu.update(state="error", message=f"GPU {index} does not tell its memory; look into the kernel log for NVRM and Xid.")
+        gpu.update(state="error", message=NO_MEMORY.format(index))
     return gpu
 
 
@@ -472,10 +477,8 @@ def describe_process(pid, proc="/proc"):
             found["uid"] = int(value.split()[0])
     if not status:
         return found
-    try:
+    with contextlib.suppress(OSError):
         found["exe"] = os.readlink(os.path.join(folder, "exe"))
-    except OSError:
-        pass
     found["age_s"] = _age_s(_read_file(os.path.join(folder, "stat")), _read_file(os.path.join(proc, "uptime")))
     found["unit"] = unit_of(
         _read_file(os.path.join(folder, "cgroup")) or "", _read_file(os.path.join(proc, "1", "cgroup")) or ""
@@ -545,7 +548,14 @@ def _current(pair):
 
 # ---- nvidia-smi ---------------------------------------------------------------------------------------------------
 
-# What we ask, as `nvidia-smi --help-query-gpu` names it, and where it goes. The second name is for older programs.
+
+def _enabled(text):
+    if text not in ("Enabled", "Disabled"):
+        raise ValueError(text)
+    return text == "Enabled"
+
+
+# Key of the GPU, field as `nvidia-smi --help-query-gpu` names it, and how its text is read.
 SMI_FIELDS = (
     ("index", "index", int),
     ("uuid", "uuid", str),
@@ -567,9 +577,9 @@ SMI_FIELDS = (
     ("power_min_limit_w", "power.min_limit", float),
     ("power_max_limit_w", "power.max_limit", float),
     ("throttle_reasons", "clocks_throttle_reasons.active", lambda text: throttle_reasons(int(text, 16))),
-    ("ecc_enabled", "ecc.mode.current", lambda text: _enabled(text)),
-    ("mig_enabled", "mig.mode.current", lambda text: _enabled(text)),
-    ("persistence_enabled", "persistence_mode", lambda text: _enabled(text)),
+    ("ecc_enabled", "ecc.mode.current", _enabled),
+    ("mig_enabled", "mig.mode.current", _enabled),
+    ("persistence_enabled", "persistence_mode", _enabled),
     ("pcie_generation", "pcie.link.gen.current", int),
     ("pcie_generation_max", "pcie.link.gen.max", int),
     ("pcie_width", "pcie.link.width.current", int),
@@ -630,9 +640,9 @@ def _smi_gpu(fields, row):
         gpu[key] = _converted(convert, text)
     gpu["throttled"] = throttled(gpu["throttle_reasons"])
     if "lost" in " ".join(row).lower():
-        gpu.update(state="lost", message=f"GPU {gpu['index']} has fallen off the bus; this host has to be rebooted.")
+        gpu.update(state="lost", message=LOST.format(gpu["index"]))
     elif gpu["total_mib"] is None:
-        gpu.update(state="error", message=f"GPU {gpu['index']} does not tell its memory; look into the kernel log for NVRM and Xid.")
+        gpu.update(state="error", message=NO_MEMORY.format(gpu["index"]))
     return gpu
 
 
@@ -644,12 +654,6 @@ def _converted(convert, text):
         return convert(text)
     except ValueError:
         return None
-
-
-def _enabled(text):
-    if text not in ("Enabled", "Disabled"):
-        raise ValueError(text)
-    return text == "Enabled"
 
 
 def _smi_lost(index, text):
@@ -688,9 +692,7 @@ class BareLibrary:
     NVMLError = NvmlError
 
     class _Memory(ctypes.Structure):
-        _fields_ = [("version", ctypes.c_uint)] + [
-            (name, ctypes.c_ulonglong) for name in ("total", "reserved", "free", "used")
-        ]
+        _fields_ = [("version", ctypes.c_uint)] + [(name, ctypes.c_ulonglong) for name in ("total", "reserved", "free", "used")]
 
     class _Pci(ctypes.Structure):
         _fields_ = (

@@ -277,9 +277,7 @@ class Watcher:
     def _tally(self, cards, rpc, runners):
         holders = [{} for _card in cards]
         ownerless = [0 for _card in cards]
-        mappings = {
-            (key, address): (mib, card) for key, (_size, held) in self.known.items() for address, mib, card in held
-        }
+        mappings = {(key, address): (mib, card) for key, (_size, held) in self.known.items() for address, mib, card in held}
         self.placed = place(mappings, cards, {k: c for k, c in self.placed.items() if c < len(cards)})
         for (key, address), card in self.placed.items():
             holders[card][key[0]] = holders[card].get(key[0], 0) + mappings[(key, address)][0]
