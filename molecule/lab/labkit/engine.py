@@ -2,6 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The container engine: use the one that runs, else start one, and stop only what was started."""
+
 from __future__ import annotations
 
 import json
@@ -51,7 +52,9 @@ def install():
     if not packages:
         return
     if not _which("apt-get"):
-        raise LabError(f"This machine lacks {', '.join(packages)} and has no apt-get to install them with. Install them, or run the lab on Debian or Ubuntu.")
+        raise LabError(
+            f"This machine lacks {', '.join(packages)} and has no apt-get to install them with. Install them, or run the lab on Debian or Ubuntu."
+        )
     log = cache("log", "apt.log")
     with step(f"Installing {', '.join(packages)} on this machine", "10-60 s"):
         env = dict(os.environ, DEBIAN_FRONTEND="noninteractive")
@@ -72,7 +75,11 @@ def facts():
     if said.returncode != 0:
         raise LabError("No Docker engine answers. Start one, or let `lab engine up` do it.")
     info = json.loads(said.stdout)
-    return {"version": info.get("ServerVersion"), "cgroup": int(info.get("CgroupVersion") or 1), "root": info.get("DockerRootDir")}
+    return {
+        "version": info.get("ServerVersion"),
+        "cgroup": int(info.get("CgroupVersion") or 1),
+        "root": info.get("DockerRootDir"),
+    }
 
 
 def _record():
@@ -95,8 +102,13 @@ def up():
         with open(log, "ab") as sink:
             # Its own session and no file of the caller's: it must outlive a pipeline that waits for our output.
             process = subprocess.Popen(
-                as_root(["dockerd"]), stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT,
-                start_new_session=True, close_fds=True, cwd="/",
+                as_root(["dockerd"]),
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                close_fds=True,
+                cwd="/",
             )
 
         def look():
@@ -132,7 +144,9 @@ def down():
             end = time.monotonic() + 60
             while _is_ours(pid) and not _reaped(pid):
                 if time.monotonic() > end:
-                    raise LabError(f"dockerd (pid {pid}) did not end within 60 s of SIGTERM. See {cache('log', 'dockerd.log')}.")
+                    raise LabError(
+                        f"dockerd (pid {pid}) did not end within 60 s of SIGTERM. See {cache('log', 'dockerd.log')}."
+                    )
                 time.sleep(0.2)
     _record().unlink()
 

@@ -7,6 +7,7 @@ A fault is called as `FAULT inject ARGUMENT…` or `FAULT heal` with this enviro
 host's), LAB_MIRROR (the mirror's container), LAB_SERVER (real or standin), LAB_CACHE (the machine's cache folder). Its second
 line, a comment, says what it does. It exits 0, or says in one sentence why it cannot.
 """
+
 from __future__ import annotations
 
 import os
@@ -37,8 +38,13 @@ def _call(lab, host, fault, words):
     if fault not in catalogue():
         raise LabError(f"There is no fault {fault!r}; the catalogue has {', '.join(catalogue()) or 'none'}.")
     env = dict(
-        os.environ, LAB_NAME=lab, LAB_HOST=host, LAB_CONTAINER=fleet.container(lab, host), LAB_MIRROR=fleet.container(lab, "mirror"),
-        LAB_SERVER=known["server"], LAB_CACHE=str(cache()),
+        os.environ,
+        LAB_NAME=lab,
+        LAB_HOST=host,
+        LAB_CONTAINER=fleet.container(lab, host),
+        LAB_MIRROR=fleet.container(lab, "mirror"),
+        LAB_SERVER=known["server"],
+        LAB_CACHE=str(cache()),
     )
     done = subprocess.run([str(FOLDER / fault), *words], stdin=subprocess.DEVNULL, env=env, check=False)
     if done.returncode:

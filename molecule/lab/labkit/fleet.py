@@ -2,6 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A lab: one network, one mirror and hosts that run systemd, all under one name."""
+
 from __future__ import annotations
 
 import concurrent.futures
@@ -52,12 +53,24 @@ def check_hosts(hosts):
     for host in hosts:
         unknown = set(host) - KEYS
         if unknown:
-            raise LabError(f"Host {host.get('name')!r} of the lab has unknown keys {', '.join(sorted(unknown))}; known are {', '.join(sorted(KEYS))}.")
-        full = {"image": "debian12", "card": None, "tmpfs": {}, "front": None, **{key: value for key, value in host.items() if value is not None}}
+            raise LabError(
+                f"Host {host.get('name')!r} of the lab has unknown keys {', '.join(sorted(unknown))}; known are {', '.join(sorted(KEYS))}."
+            )
+        full = {
+            "image": "debian12",
+            "card": None,
+            "tmpfs": {},
+            "front": None,
+            **{key: value for key, value in host.items() if value is not None},
+        }
         if not NAME.match(full.get("name", "")) or full["name"] == "mirror":
-            raise LabError(f"{full.get('name')!r} cannot be a host of the lab: wanted are small letters, digits and dashes, and not `mirror`.")
+            raise LabError(
+                f"{full.get('name')!r} cannot be a host of the lab: wanted are small letters, digits and dashes, and not `mirror`."
+            )
         if full["image"] not in world.SUITES:
-            raise LabError(f"Host {full['name']} of the lab asks for image {full['image']!r}; there are {', '.join(world.SUITES)}.")
+            raise LabError(
+                f"Host {full['name']} of the lab asks for image {full['image']!r}; there are {', '.join(world.SUITES)}."
+            )
         checked.append(full)
     if len({host["name"] for host in checked}) != len(checked):
         raise LabError("Two hosts of the lab have the same name.")
@@ -113,25 +126,71 @@ def _start_host(name, host, tag, cgroup):
     for path in (archives, pip):
         path.mkdir(parents=True, exist_ok=True)
     words = [
-        "create", "--name", box, "--hostname", host["name"], "--label", f"gpufleet.lab={name}", "--label", f"gpufleet.host={host['name']}",
-        "--network", network(name), "--network-alias", host["name"],
+        "create",
+        "--name",
+        box,
+        "--hostname",
+        host["name"],
+        "--label",
+        f"gpufleet.lab={name}",
+        "--label",
+        f"gpufleet.host={host['name']}",
+        "--network",
+        network(name),
+        "--network-alias",
+        host["name"],
         # What a host's root has and a container's lacks: mounts for the sandboxes of units, addresses, and a look into other users' processes.
-        "--cap-add", "SYS_ADMIN", "--cap-add", "NET_ADMIN", "--cap-add", "SYS_PTRACE",
-        "--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined",
-        "--tmpfs", "/run", "--tmpfs", "/run/lock", "--tmpfs", "/tmp:exec",
-        "--stop-signal", "SIGRTMIN+3", *cgroup_words,
-        "--volume", f"{pip}:/root/.cache/pip", "--volume", f"{archives}:/var/cache/apt/archives",
+        "--cap-add",
+        "SYS_ADMIN",
+        "--cap-add",
+        "NET_ADMIN",
+        "--cap-add",
+        "SYS_PTRACE",
+        "--security-opt",
+        "seccomp=unconfined",
+        "--security-opt",
+        "apparmor=unconfined",
+        "--tmpfs",
+        "/run",
+        "--tmpfs",
+        "/run/lock",
+        "--tmpfs",
+        "/tmp:exec",
+        "--stop-signal",
+        "SIGRTMIN+3",
+        *cgroup_words,
+        "--volume",
+        f"{pip}:/root/.cache/pip",
+        "--volume",
+        f"{archives}:/var/cache/apt/archives",
     ]
     for path, options in host["tmpfs"].items():
         words += ["--tmpfs", f"{path}:{options}"]
     words += [tag, "/usr/local/lib/lab/init", *init_words]
     docker(*words)
-    docker("cp", "--archive", "-", f"{box}:/", stdin=image.archive(hardware.files(mirror_folder(name), host["card"], host["front"])))
+    docker(
+        "cp",
+        "--archive",
+        "-",
+        f"{box}:/",
+        stdin=image.archive(hardware.files(mirror_folder(name), host["card"], host["front"])),
+    )
     docker("start", box)
     booted(box)
     wait_for(
         f"The simulated card of {box}",
-        lambda: docker("exec", box, "sh", "-c", "systemctl -q is-active lab-card lab-devices && test -s /run/nvml-sim/state", check=False).returncode == 0, 20,
+        lambda: (
+            docker(
+                "exec",
+                box,
+                "sh",
+                "-c",
+                "systemctl -q is-active lab-card lab-devices && test -s /run/nvml-sim/state",
+                check=False,
+            ).returncode
+            == 0
+        ),
+        20,
     )
     docker("exec", box, "ldconfig")
     _refresh_lists(box, tag)
@@ -151,7 +210,11 @@ def booted(box):
 
     if wait_for(f"{box} booting", look, 60) == "degraded":
         units = docker("exec", box, "systemctl", "--failed", "--no-legend", "--plain", check=False).stdout
-        logs = [docker("exec", box, "journalctl", "--no-pager", "-n", "8", "-u", line.split()[0], check=False).stdout for line in units.splitlines() if line.strip()]
+        logs = [
+            docker("exec", box, "journalctl", "--no-pager", "-n", "8", "-u", line.split()[0], check=False).stdout
+            for line in units.splitlines()
+            if line.strip()
+        ]
         raise LabError(f"{box} is up, but these units failed:\n{units}\n" + "\n".join(logs))
 
 
@@ -165,7 +228,10 @@ def _refresh_lists(box, tag):
 
 def recipe(name, host, tag):
     """Return a digest of what a host is made from: a host of another recipe is made anew."""
-    laid = {path: [str(part) for part in value] for path, value in hardware.files(mirror_folder(name), host["card"], host["front"]).items()}
+    laid = {
+        path: [str(part) for part in value]
+        for path, value in hardware.files(mirror_folder(name), host["card"], host["front"]).items()
+    }
     return hashlib.sha256(json.dumps([host, tag, laid], sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -175,7 +241,11 @@ def up(name, hosts, server=None, shape=None):
     hosts = check_hosts(hosts)
     engine.up()
     facts = engine.facts()
-    how = "the systemd hierarchy of cgroup v1 shared with this machine" if facts["cgroup"] == 1 else "a private cgroup v2 namespace, remounted writable"
+    how = (
+        "the systemd hierarchy of cgroup v1 shared with this machine"
+        if facts["cgroup"] == 1
+        else "a private cgroup v2 namespace, remounted writable"
+    )
     if platform.machine() != "x86_64":
         raise LabError(f"The lab's hosts are x86_64; this machine is {platform.machine()}.")
     tags = {kind: image.build(kind) for kind in sorted({host["image"] for host in hosts} | {"debian12"})}
@@ -196,19 +266,35 @@ def up(name, hosts, server=None, shape=None):
     if wanted:
         with step(f"Booting {', '.join(sorted(wanted))} in lab {name}, with {how}", "2-4 s a host"):
             with concurrent.futures.ThreadPoolExecutor(max_workers=4) as pool:
-                jobs = {pool.submit(_start_host, name, host, tags[host["image"]], facts["cgroup"]): host for host in wanted.values()}
+                jobs = {
+                    pool.submit(_start_host, name, host, tags[host["image"]], facts["cgroup"]): host for host in wanted.values()
+                }
                 for job in concurrent.futures.as_completed(jobs):
                     job.result()
     hardware.place_cards(name, hosts, grade)
     recorded = {**known["hosts"], **{host["name"]: host for host in hosts}}
-    _write_state(name, {"name": name, "server": grade, "shape": shape, "cgroup": facts["cgroup"], "hosts": recorded, "faults": known.get("faults", [])})
+    _write_state(
+        name,
+        {
+            "name": name,
+            "server": grade,
+            "shape": shape,
+            "cgroup": facts["cgroup"],
+            "hosts": recorded,
+            "faults": known.get("faults", []),
+        },
+    )
     for host in hosts:
-        say(f"{host['name']} runs ({host['image']}, {address(name, host['name'])}): docker exec -it {container(name, host['name'])} bash")
+        say(
+            f"{host['name']} runs ({host['image']}, {address(name, host['name'])}): docker exec -it {container(name, host['name'])} bash"
+        )
 
 
 def address(name, host):
     """Return the address of a host on its lab's network, reachable from the controller."""
-    said = docker("inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", container(name, host), check=False)
+    said = docker(
+        "inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", container(name, host), check=False
+    )
     if said.returncode or not said.stdout.strip():
         raise LabError(f"Lab {name} has no running host {host}. `lab up` makes it; `lab status` lists what there is.")
     return said.stdout.strip()
@@ -251,15 +337,26 @@ def status(name=None):
         return
     for lab in [name] if name else names():
         known = state(lab) or {}
-        say(f"lab {lab}: server {known.get('server', 'unknown')}, faults: {', '.join(' '.join(fault) for fault in known.get('faults', [])) or 'none'}")
-        said = docker("ps", "--all", "--filter", f"label=gpufleet.lab={lab}", "--format", "  {{.Names}}\t{{.Status}}\t{{.Image}}").stdout
+        say(
+            f"lab {lab}: server {known.get('server', 'unknown')}, faults: {', '.join(' '.join(fault) for fault in known.get('faults', [])) or 'none'}"
+        )
+        said = docker(
+            "ps", "--all", "--filter", f"label=gpufleet.lab={lab}", "--format", "  {{.Names}}\t{{.Status}}\t{{.Image}}"
+        ).stdout
         print(said, end="", flush=True)
 
 
 def enter(name, host, command):
     """Become a command inside a host."""
     address(name, host)
-    words = ["docker", "exec", "-i", *(["-t"] if os.isatty(0) and os.isatty(1) else []), container(name, host), *(command or ["bash"])]
+    words = [
+        "docker",
+        "exec",
+        "-i",
+        *(["-t"] if os.isatty(0) and os.isatty(1) else []),
+        container(name, host),
+        *(command or ["bash"]),
+    ]
     interactive(words)
 
 

@@ -2,6 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a lab host has that a container has not: a GPU to be read through NVML, its device nodes, the kernel's files about it."""
+
 from __future__ import annotations
 
 import hashlib
@@ -111,9 +112,26 @@ def library():
             say("Compiling the NVML simulator (2 s)")
             run(["sh", NVML / "build.sh", work])
         else:
-            say(f"Compiling the NVML simulator in a Debian 12 container: this machine's C library {version[0]}.{version[1]} is newer than a host's (60 s)")
-            script = "apt-get update -q && apt-get install -q -y --no-install-recommends gcc libc6-dev && sh /nvml/build.sh /out"
-            docker("run", "--rm", "--label", "gpufleet.lab=image", "--volume", f"{NVML}:/nvml:ro", "--volume", f"{work}:/out", image.build("debian12"), "sh", "-c", script)
+            say(
+                f"Compiling the NVML simulator in a Debian 12 container: this machine's C library {version[0]}.{version[1]} is newer than a host's (60 s)"
+            )
+            script = (
+                "apt-get update -q && apt-get install -q -y --no-install-recommends gcc libc6-dev && sh /nvml/build.sh /out"
+            )
+            docker(
+                "run",
+                "--rm",
+                "--label",
+                "gpufleet.lab=image",
+                "--volume",
+                f"{NVML}:/nvml:ro",
+                "--volume",
+                f"{work}:/out",
+                image.build("debian12"),
+                "sh",
+                "-c",
+                script,
+            )
         built.mkdir(exist_ok=True)
         os.replace(os.path.join(work, "libnvidia-ml.so.1"), target)
     return target
@@ -127,7 +145,7 @@ def _rootfs():
         for folder, _folders, names in os.walk(work):
             for name in names:
                 path = os.path.join(folder, name)
-                inside = ROOTFS + path[len(work):]
+                inside = ROOTFS + path[len(work) :]
                 if os.path.islink(path):
                     found[inside] = ("->", os.readlink(path))
                 else:

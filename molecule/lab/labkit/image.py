@@ -2,6 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Images of lab hosts: debootstrap from the machine's own APT source, then the machine's world on top."""
+
 from __future__ import annotations
 
 import hashlib
@@ -22,11 +23,28 @@ INCLUDE = ["systemd", "systemd-sysv", "dbus", "python3", "python3-apt", "sudo", 
 """What a bare Debian server plainly has and minbase lacks. Anything else a role has to install itself."""
 
 MASKED = [
-    "apt-daily.timer", "apt-daily-upgrade.timer",  # would take the package lock at a time of their own choosing
-    "systemd-networkd.service", "systemd-networkd.socket", "systemd-networkd-wait-online.service", "systemd-resolved.service",
-    "systemd-udevd.service", "systemd-udev-trigger.service", "systemd-modules-load.service", "systemd-pstore.service",
-    "systemd-binfmt.service", "systemd-timesyncd.service", "systemd-firstboot.service", "sys-kernel-debug.mount", "sys-kernel-tracing.mount",
-    "dev-hugepages.mount", "dev-mqueue.mount", "getty@tty1.service", "console-getty.service", "e2scrub_all.timer", "e2scrub_reap.service", "fstrim.timer",
+    "apt-daily.timer",
+    "apt-daily-upgrade.timer",  # would take the package lock at a time of their own choosing
+    "systemd-networkd.service",
+    "systemd-networkd.socket",
+    "systemd-networkd-wait-online.service",
+    "systemd-resolved.service",
+    "systemd-udevd.service",
+    "systemd-udev-trigger.service",
+    "systemd-modules-load.service",
+    "systemd-pstore.service",
+    "systemd-binfmt.service",
+    "systemd-timesyncd.service",
+    "systemd-firstboot.service",
+    "sys-kernel-debug.mount",
+    "sys-kernel-tracing.mount",
+    "dev-hugepages.mount",
+    "dev-mqueue.mount",
+    "getty@tty1.service",
+    "console-getty.service",
+    "e2scrub_all.timer",
+    "e2scrub_reap.service",
+    "fstrim.timer",
 ]
 """What the container's engine does in their place, or what a container cannot do."""
 
@@ -96,12 +114,28 @@ def base(suite, sources):
         with step(f"Importing it as {tag}", "10 s"):
             # /dev is the container's own; .deb files and lists are fetched again where they are needed.
             tar = subprocess.Popen(
-                as_root(["tar", "-C", target, "--numeric-owner", "--exclude=./var/cache/apt/archives/*.deb", "--exclude=./dev/*", "-c", "."]),
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                as_root(
+                    [
+                        "tar",
+                        "-C",
+                        target,
+                        "--numeric-owner",
+                        "--exclude=./var/cache/apt/archives/*.deb",
+                        "--exclude=./dev/*",
+                        "-c",
+                        ".",
+                    ]
+                ),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
             )
             done = subprocess.run(
                 ["docker", "import", "--change", 'CMD ["/sbin/init"]', "-", tag],
-                stdin=tar.stdout, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False,
+                stdin=tar.stdout,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
             )
             tar.stdout.close()
             if tar.wait() != 0 or done.returncode != 0:
@@ -114,7 +148,10 @@ def base(suite, sources):
 def files(suite, sources):
     """Return {path: (content, mode)} that makes a bare suite part of this machine's world and of the lab."""
     options = world.pip_options()
-    bundles = [options.get("cert"), *(os.environ.get(name) for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"))]
+    bundles = [
+        options.get("cert"),
+        *(os.environ.get(name) for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")),
+    ]
     lab = (ca.ensure() / "ca.crt").read_text(encoding="utf-8")
     laid = {
         "/etc/pip.conf": (world.pip_configuration(options), 0o644),
@@ -152,7 +189,11 @@ def build(name):
     environment = world.proxies(ca.NAMES)
     recipe = {
         "files": {path: [str(part) for part in value] for path, value in laid.items()},
-        "finish": finish, "environment": environment, "include": INCLUDE, "sources": sources, "version": 1,
+        "finish": finish,
+        "environment": environment,
+        "include": INCLUDE,
+        "sources": sources,
+        "version": 1,
     }
     tag = f"{READY}:{name}-{_digest(recipe)}"
     if exists(tag):

@@ -2,6 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The mirror of a lab: one container that answers for the release server and the model registry, under their own names."""
+
 from __future__ import annotations
 
 import hashlib
@@ -26,7 +27,9 @@ def grade(asked=None):
     build = LAB / "real" / "build"
     built = os.access(build, os.X_OK) and run([build, "--check"], check=False).returncode == 0
     if asked == "real" and not built:
-        raise LabError("LAB_SERVER=real, but the real Ollama server is not built on this machine. `make real-server` builds it (about 20 min on 2 cores).")
+        raise LabError(
+            "LAB_SERVER=real, but the real Ollama server is not built on this machine. `make real-server` builds it (about 20 min on 2 cores)."
+        )
     return "real" if built else "standin"
 
 
@@ -54,19 +57,49 @@ def start(name, network, tag, root):
     if said.returncode == 0:
         docker("rm", "--force", "--volumes", box)
     docker(
-        "run", "--detach", "--init", "--name", box, "--hostname", "mirror", "--label", f"gpufleet.lab={name}", "--label", f"gpufleet.recipe={recipe}",
-        "--network", network, *(word for alias in ca.NAMES for word in ("--network-alias", alias)),
-        "--volume", f"{SERVICES}:/srv/services:ro", "--volume", f"{root}:/srv/mirror",
-        "--volume", f"{keys / 'mirror.crt'}:/etc/lab/mirror.crt:ro", "--volume", f"{keys / 'mirror.key'}:/etc/lab/mirror.key:ro",
+        "run",
+        "--detach",
+        "--init",
+        "--name",
+        box,
+        "--hostname",
+        "mirror",
+        "--label",
+        f"gpufleet.lab={name}",
+        "--label",
+        f"gpufleet.recipe={recipe}",
+        "--network",
+        network,
+        *(word for alias in ca.NAMES for word in ("--network-alias", alias)),
+        "--volume",
+        f"{SERVICES}:/srv/services:ro",
+        "--volume",
+        f"{root}:/srv/mirror",
+        "--volume",
+        f"{keys / 'mirror.crt'}:/etc/lab/mirror.crt:ro",
+        "--volume",
+        f"{keys / 'mirror.key'}:/etc/lab/mirror.key:ro",
         tag,
-        "python3", "/srv/services/serve.py", "--root", "/srv/mirror", "--cert", "/etc/lab/mirror.crt", "--key", "/etc/lab/mirror.key",
-        "--port", "443", "--http-port", "80",
+        "python3",
+        "/srv/services/serve.py",
+        "--root",
+        "/srv/mirror",
+        "--cert",
+        "/etc/lab/mirror.crt",
+        "--key",
+        "/etc/lab/mirror.key",
+        "--port",
+        "443",
+        "--http-port",
+        "80",
     )
 
     def look():
         state = docker("inspect", "--format", "{{.State.Running}}", box, check=False).stdout.strip()
         if state != "true":
-            raise LabError(f"The mirror ended at once:\n{docker('logs', box, check=False).stdout}{docker('logs', box, check=False).stderr}")
+            raise LabError(
+                f"The mirror ended at once:\n{docker('logs', box, check=False).stdout}{docker('logs', box, check=False).stderr}"
+            )
         probe = "import socket; socket.create_connection(('127.0.0.1', 443), 2).close()"
         return docker("exec", box, "python3", "-c", probe, check=False).returncode == 0
 

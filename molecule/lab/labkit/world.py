@@ -6,6 +6,7 @@
 A host of the lab gets the same: APT sources, certificate authorities, pip's configuration, proxies. No host name of a
 mirror is written anywhere in the lab.
 """
+
 from __future__ import annotations
 
 import ast
@@ -69,7 +70,9 @@ def apt_configuration():
             lines.append(line)
     for line in lines:
         if re.search(r"//(localhost|127\.)", line):
-            raise LabError(f"APT of this machine uses a proxy on its own loopback ({line.strip()}), which containers cannot reach. Let it listen on an address that they can, or set LAB_DEBIAN_MIRROR.")
+            raise LabError(
+                f"APT of this machine uses a proxy on its own loopback ({line.strip()}), which containers cannot reach. Let it listen on an address that they can, or set LAB_DEBIAN_MIRROR."
+            )
     return lines
 
 
@@ -85,7 +88,12 @@ def authorities(bundles):
     """
     files = sorted(glob.glob("/usr/local/share/ca-certificates/**/*.crt", recursive=True))
     for bundle in bundles:
-        if bundle and os.path.isfile(bundle) and os.path.realpath(bundle) != "/etc/ssl/certs/ca-certificates.crt" and "certifi" not in bundle:
+        if (
+            bundle
+            and os.path.isfile(bundle)
+            and os.path.realpath(bundle) != "/etc/ssl/certs/ca-certificates.crt"
+            and "certifi" not in bundle
+        ):
             files.append(bundle)
     found = {}
     for path in files:
@@ -117,7 +125,16 @@ def effective_pip(listing):
 def pip_configuration(options):
     """Return pip.conf's text for a host: the controller's way to the registry, without what exists only on the controller."""
     kept = {"cert": "/etc/ssl/certs/ca-certificates.crt"}
-    for option in ("index-url", "extra-index-url", "proxy", "trusted-host", "timeout", "default-timeout", "retries", "no-index"):
+    for option in (
+        "index-url",
+        "extra-index-url",
+        "proxy",
+        "trusted-host",
+        "timeout",
+        "default-timeout",
+        "retries",
+        "no-index",
+    ):
         if options.get(option):
             kept[{"default-timeout": "timeout"}.get(option, option)] = options[option]
     links = [link for link in options.get("find-links", "").split() if urlsplit(link).scheme in ("http", "https")]
@@ -151,7 +168,9 @@ def proxies(inside):
         value = os.environ.get(name) or os.environ.get(name.upper())
         if value:
             if re.search(r"//([^/@]*@)?(localhost|127\.)", value):
-                raise LabError(f"{name} of this machine is a proxy on its own loopback ({urlsplit(value).hostname}), which containers cannot reach. Let it listen on an address that they can.")
+                raise LabError(
+                    f"{name} of this machine is a proxy on its own loopback ({urlsplit(value).hostname}), which containers cannot reach. Let it listen on an address that they can."
+                )
             found[name] = found[name.upper()] = value
     if found:
         known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
