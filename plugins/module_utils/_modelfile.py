@@ -245,7 +245,9 @@ def _value(text: str, position: int, line: int, name: str) -> tuple[str, int, in
             if whole is not None:
                 return whole, end, lines
         if not found:
-            raise ModelfileError(f"The quote {quote} that opens the value of {name} is never closed; close it at the end of a line.", line)
+            raise ModelfileError(
+                f"The quote {quote} that opens the value of {name} is never closed; close it at the end of a line.", line
+            )
         position, lines = found.end(), lines + 1
 
 
@@ -398,7 +400,9 @@ def _texts(name: str, value: Any, line: int | None) -> list[str]:
     values = list(value) if isinstance(value, (list, tuple)) else [value]
     for one in values:
         if not isinstance(one, str) or one == "":
-            raise ModelfileError(f"parameter {name} has the entry [{_shown(one)}]; each entry is a text that is not empty, in quotes.", line)
+            raise ModelfileError(
+                f"parameter {name} has the entry [{_shown(one)}]; each entry is a text that is not empty, in quotes.", line
+            )
     return [str(one) for one in values]
 
 
@@ -451,11 +455,12 @@ def _quoted(text: str) -> str | None:
     if text and text == text.strip() and not text.startswith('"') and not _EOL.search(text):
         return text
     inner = [line.rstrip() for line in _EOL.split(text)[:-1]]
-    if not f'"{text}"'.startswith('"""') and not any(line.endswith('"') for line in inner):
+    single = not f'"{text}"'.startswith('"""') and not any(line.endswith('"') for line in inner)
+    if single and '"' not in text:
         return f'"{text}"'
     if not any(line.endswith('"""') for line in inner):
         return f'"""{text}"""'
-    return None
+    return f'"{text}"' if single else None
 
 
 def _list(value: Any) -> list[str]:

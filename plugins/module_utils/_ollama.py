@@ -199,7 +199,14 @@ class Client:
     #: The least that a read waits for its answer, however short `timeout` is, is `timeout`; the most is this.
     READ_TIMEOUT = 30.0
 
-    def __init__(self, url: str = DEFAULT_URL, timeout: float = 600.0, connect_timeout: float = 5.0, retries: int = 1, retry_wait: float = 0.3):
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        timeout: float = 600.0,
+        connect_timeout: float = 5.0,
+        retries: int = 1,
+        retry_wait: float = 0.3,
+    ):
         self.url = str(url)
         self.address = parse_url(url)
         self.timeout, self.connect_timeout = timeout, connect_timeout
@@ -250,7 +257,10 @@ class Client:
 
     def create(self, request: dict[str, Any]) -> list[str]:
         """Create a model from the fields of /api/create; the status lines. Fails unless the server said `success`."""
-        return [str(line.get("status", "")) for line in self._until(self._stream("/api/create", {**request, "stream": True}), "success")]
+        return [
+            str(line.get("status", ""))
+            for line in self._until(self._stream("/api/create", {**request, "stream": True}), "success")
+        ]
 
     def pull(self, model: str, insecure: bool = False) -> dict[str, Any]:
         """Pull a model; `{bytes, statuses}`: what was downloaded now, and each status once, in order.
@@ -481,7 +491,9 @@ class Client:
         if address.scheme == "unix":
             return _UnixConnection(address.host, self.connect_timeout)
         if address.scheme == "https":
-            return http.client.HTTPSConnection(address.host, address.port, timeout=self.connect_timeout, blocksize=BLOCK, context=ssl.create_default_context())
+            return http.client.HTTPSConnection(
+                address.host, address.port, timeout=self.connect_timeout, blocksize=BLOCK, context=ssl.create_default_context()
+            )
         return http.client.HTTPConnection(address.host, address.port, timeout=self.connect_timeout, blocksize=BLOCK)
 
     # -- errors
@@ -492,29 +504,49 @@ class Client:
             text = f"Nothing answers at {url} (connection refused). Wanted a running Ollama server there; see `systemctl status ollama` on the host."
             return OllamaError("refused", text)
         if isinstance(error, ssl.SSLError):
-            return OllamaError("tls", f"TLS with {url} failed: {error}. Ollama itself speaks no TLS; check the proxy's certificate or use http://.")
+            return OllamaError(
+                "tls",
+                f"TLS with {url} failed: {error}. Ollama itself speaks no TLS; check the proxy's certificate or use http://.",
+            )
         if isinstance(error, (socket.timeout, TimeoutError)) or getattr(error, "errno", None) == errno.ETIMEDOUT:
             limit = self.timeout if sent else self.connect_timeout
             what = f"said nothing for {limit:g} s" if sent else f"did not take a connection within {limit:g} s"
-            return OllamaError("timeout", f"The server at {url} {what}. It may be loading or stuck: see `journalctl -u ollama`; raise the timeout if it was busy.")
+            return OllamaError(
+                "timeout",
+                f"The server at {url} {what}. It may be loading or stuck: see `journalctl -u ollama`; raise the timeout if it was busy.",
+            )
         if not sent and isinstance(error, OSError):
-            return OllamaError("unreachable", f"{url} cannot be reached: {error.strerror or error}. Wanted the address of a running Ollama server; check url.")
-        if isinstance(error, (http.client.BadStatusLine, http.client.UnknownProtocol)) and not isinstance(error, http.client.RemoteDisconnected):
+            return OllamaError(
+                "unreachable",
+                f"{url} cannot be reached: {error.strerror or error}. Wanted the address of a running Ollama server; check url.",
+            )
+        if isinstance(error, (http.client.BadStatusLine, http.client.UnknownProtocol)) and not isinstance(
+            error, http.client.RemoteDisconnected
+        ):
             return self._not_ollama(f"it does not speak HTTP: {error}")
-        return OllamaError("cut", f"The server at {url} closed the connection in the middle of an answer ({error or type(error).__name__}). See `journalctl -u ollama`; run again.")
+        return OllamaError(
+            "cut",
+            f"The server at {url} closed the connection in the middle of an answer ({error or type(error).__name__}). See `journalctl -u ollama`; run again.",
+        )
 
     def _cut(self, after: str) -> OllamaError:
-        return OllamaError("cut", f"The answer of the server at {self.url} ended early, after {after}. See `journalctl -u ollama`; run again.")
+        return OllamaError(
+            "cut", f"The answer of the server at {self.url} ended early, after {after}. See `journalctl -u ollama`; run again."
+        )
 
     def _not_ollama(self, what: str) -> OllamaError:
-        return OllamaError("not_ollama", f"What answers at {self.url} is not an Ollama server, or a proxy before it: {what}. Check url.")
+        return OllamaError(
+            "not_ollama", f"What answers at {self.url} is not an Ollama server, or a proxy before it: {what}. Check url."
+        )
 
     def _status_error(self, status: int, raw: bytes, path: str, body: Any = None) -> OllamaError:
         try:
             error = str(json.loads(raw)["error"])
         except (ValueError, KeyError, TypeError):
             if status in (502, 503, 504):
-                return OllamaError("unreachable", f"The proxy at {self.url} answers {status}: no Ollama server behind it.", status)
+                return OllamaError(
+                    "unreachable", f"The proxy at {self.url} answers {status}: no Ollama server behind it.", status
+                )
             return self._not_ollama(f"it answers {path} with HTTP {status}: {_excerpt(raw)}")
         return self._server_error(error, status, path, body)
 
@@ -525,20 +557,37 @@ class Client:
         about = f" about {model}" if model else ""
         advice = _advice(error, kind)
         code = f" (HTTP {status})" if status else ""
-        return OllamaError(kind, f"The Ollama server at {self.url} answered {path}{about} with: {error.rstrip('.')}{code}.{advice}", status, error)
+        return OllamaError(
+            kind,
+            f"The Ollama server at {self.url} answered {path}{about} with: {error.rstrip('.')}{code}.{advice}",
+            status,
+            error,
+        )
 
 
 #: The server's words -> what to do about them.
 _ADVICES = (
-    ("no space left on device", " The disk of the model store is full: free space there (a pull or an import needs up to three times the file)."),
-    ("requires flash_attn", " A quantised KV cache needs flash attention: set ollama_flash_attention=true, or ollama_kv_cache_type=f16."),
-    ("must be of type", " The model was created with a parameter of the wrong type: declare it again with ollama_model, which checks types."),
+    (
+        "no space left on device",
+        " The disk of the model store is full: free space there (a pull or an import needs up to three times the file).",
+    ),
+    (
+        "requires flash_attn",
+        " A quantised KV cache needs flash attention: set ollama_flash_attention=true, or ollama_kv_cache_type=f16.",
+    ),
+    (
+        "must be of type",
+        " The model was created with a parameter of the wrong type: declare it again with ollama_model, which checks types.",
+    ),
     ("llama-server binary not found", " The server's own engine is missing: install the whole release (bin and lib)."),
     ("file does not exist", " The registry has no model of that name and tag: check the spelling."),
     ("pull model manifest", " Check the model's name, and that the host reaches the registry (HTTPS_PROXY of the service)."),
     ("server busy", " Its queue is full: wait, or raise OLLAMA_MAX_QUEUE."),
     ("out of memory", " Lower num_ctx, set ollama_kv_cache_type=q8_0, or unload other models."),
-    ("llama-server process has terminated", " The runner died: see `journalctl -u ollama`; memory, the KV cache type and the driver are the usual reasons."),
+    (
+        "llama-server process has terminated",
+        " The runner died: see `journalctl -u ollama`; memory, the KV cache type and the driver are the usual reasons.",
+    ),
     ("digest mismatch", " The file changed while it was sent, or was damaged: run again."),
 )
 
@@ -584,7 +633,11 @@ def registry_digest(name: str, insecure: bool = False, timeout: float = 10.0) ->
             raw = response.read(4 * BLOCK + 1)
     except urllib.error.HTTPError as error:
         kind = "not_found" if error.code == 404 else "server"
-        raise OllamaError(kind, f"The registry {parts.host} answers HTTP {error.code} for {parts.short}; check the model's name and tag.", error.code) from error
+        raise OllamaError(
+            kind,
+            f"The registry {parts.host} answers HTTP {error.code} for {parts.short}; check the model's name and tag.",
+            error.code,
+        ) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise OllamaError("unreachable", f"The registry {parts.host} cannot be asked about {parts.short}: {error}.") from error
     try:
@@ -592,5 +645,7 @@ def registry_digest(name: str, insecure: bool = False, timeout: float = 10.0) ->
     except (ValueError, KeyError, TypeError):
         layers = None
     if not isinstance(layers, list):
-        raise OllamaError("not_ollama", f"The registry {parts.host} answers for {parts.short} with no manifest: {_excerpt(raw)}.")
+        raise OllamaError(
+            "not_ollama", f"The registry {parts.host} answers for {parts.short} with no manifest: {_excerpt(raw)}."
+        )
     return hashlib.sha256(raw).hexdigest()

@@ -19,7 +19,9 @@ rewrites a file when it imports it, so the digest in the store says nothing abou
 
 from __future__ import annotations
 
+import difflib
 import hashlib
+import json
 import os
 import re
 import time
@@ -29,7 +31,19 @@ from ansible_collections.gpufleet.llm.plugins.module_utils import _modelfile, _o
 
 PULL = ("missing", "always", "never")
 #: What of a declaration makes a model (as `observe` names it too), in the order of a Modelfile.
-FIELDS = ("parent", "weights", "adapters", "template", "system", "renderer", "parser", "parameters", "messages", "license", "requires")
+FIELDS = (
+    "parent",
+    "weights",
+    "adapters",
+    "template",
+    "system",
+    "renderer",
+    "parser",
+    "parameters",
+    "messages",
+    "license",
+    "requires",
+)
 #: Targets of llama-quantize that the server takes from float weights (fs/ggml/type.go).
 QUANTISATIONS = ("f16", "bf16", "q4_k_m", "q4_k_s", "q8_0")
 
@@ -65,7 +79,17 @@ class Declaration(NamedTuple):
     @property
     def overrides(self) -> bool:
         """Whether anything is declared beside where the model comes from."""
-        return bool(self.parameters or self.template or self.system or self.license or self.messages or self.renderer or self.parser or self.adapter or self.requires)
+        return bool(
+            self.parameters
+            or self.template
+            or self.system
+            or self.license
+            or self.messages
+            or self.renderer
+            or self.parser
+            or self.adapter
+            or self.requires
+        )
 
     @property
     def only_pulled(self) -> bool:
@@ -128,19 +152,41 @@ def declare(entry: dict[str, Any], folder: str = "") -> Declaration:
 
 def _fields(given: dict[str, Any], folder: str) -> dict[str, Any]:
     """The options with a Modelfile's taken in; parameters of the options win over the Modelfile's."""
-    fields = {key: given.get(key) for key in ("from", "parameters", "template", "system", "license", "messages", "adapter", "renderer", "parser", "requires")}
+    fields = {
+        key: given.get(key)
+        for key in (
+            "from",
+            "parameters",
+            "template",
+            "system",
+            "license",
+            "messages",
+            "adapter",
+            "renderer",
+            "parser",
+            "requires",
+        )
+    }
     fields["files"] = [given["gguf"]] if given.get("gguf") else []
     text = given.get("modelfile")
     if text is None:
         if fields["from"] and fields["files"]:
             raise ModelError(f"Model {given['name']}: `from` and `gguf` are both given; a model starts from one of them.")
         return fields
-    clash = sorted(key for key in ("from", "gguf", "template", "system", "license", "messages", "adapter", "renderer", "parser", "requires") if given.get(key))
+    clash = sorted(
+        key
+        for key in ("from", "gguf", "template", "system", "license", "messages", "adapter", "renderer", "parser", "requires")
+        if given.get(key)
+    )
     if clash:
-        raise ModelError(f"Model {given['name']}: a Modelfile and {', '.join(clash)} are given; say each thing in one place (parameters may stand in both).")
+        raise ModelError(
+            f"Model {given['name']}: a Modelfile and {', '.join(clash)} are given; say each thing in one place (parameters may stand in both)."
+        )
     declared = _modelfile.declaration(text)
     if declared.get("draft"):
-        raise ModelError(f"Model {given['name']}: its Modelfile has DRAFT, which this collection does not manage; take the line out.")
+        raise ModelError(
+            f"Model {given['name']}: its Modelfile has DRAFT, which this collection does not manage; take the line out."
+        )
     sources = declared.pop("from")
     paths = [_path(source, folder) for source in sources]
     if all(paths):
@@ -148,7 +194,9 @@ def _fields(given: dict[str, Any], folder: str) -> dict[str, Any]:
     elif len(sources) == 1:
         fields["from"] = sources[0]
     else:
-        raise ModelError(f"Model {given['name']}: its Modelfile has several FROM lines and not all are paths of GGUF files (a path starts with / or ./).")
+        raise ModelError(
+            f"Model {given['name']}: its Modelfile has several FROM lines and not all are paths of GGUF files (a path starts with / or ./)."
+        )
     for key, value in declared.items():
         fields[key] = {**value, **(given.get("parameters") or {})} if key == "parameters" else value
     if fields.get("adapter"):
@@ -164,7 +212,9 @@ def _path(source: str, folder: str) -> str | None:
         return source
     if source.startswith(("./", "../")) or source.lower().endswith(".gguf"):
         if not folder:
-            raise ModelError(f"'{source}' in the Modelfile is a relative path, and there is no folder for it to start from; write an absolute path on the host.")
+            raise ModelError(
+                f"'{source}' in the Modelfile is a relative path, and there is no folder for it to start from; write an absolute path on the host."
+            )
         return os.path.normpath(os.path.join(folder, source))
     return None
 
@@ -181,8 +231,10 @@ def _hex(value: Any, what: str, least: int) -> str | None:
         return None
     text = str(value).lower()
     text = text[len("sha256:") :] if text.startswith("sha256:") else text
-    if not re.match(r"[0-9a-f]{%d,64}\Z" % least, text):
-        raise ModelError(f"{what} is '{str(value)[:80]}'; wanted {'64' if least == 64 else f'{least} to 64'} hex digits of a sha256, as ollama_info shows them.")
+    if not re.match(rf"[0-9a-f]{{{least},64}}\Z", text):
+        raise ModelError(
+            f"{what} is '{str(value)[:80]}'; wanted {'64' if least == 64 else f'{least} to 64'} hex digits of a sha256, as ollama_info shows them."
+        )
     return text
 
 
@@ -190,7 +242,9 @@ def _quantize(value: Any, where: str, base: str | None, files: tuple[str, ...]) 
     if value in (None, ""):
         return None
     if str(value).lower() not in QUANTISATIONS:
-        raise ModelError(f"{where}quantize is '{value}'; the server makes {', '.join(QUANTISATIONS)}, from float weights (f16, bf16, f32).")
+        raise ModelError(
+            f"{where}quantize is '{value}'; the server makes {', '.join(QUANTISATIONS)}, from float weights (f16, bf16, f32)."
+        )
     if not base and not files:
         raise ModelError(f"{where}quantize needs `from` or `gguf` with float weights.")
     return str(value).lower()
@@ -221,7 +275,9 @@ def _messages(value: Any, where: str) -> tuple[dict[str, str], ...]:
     messages = []
     for one in value or ():
         if not isinstance(one, dict) or one.get("role") not in _modelfile.ROLES or not isinstance(one.get("content"), str):
-            raise ModelError(f"{where}each message has a role (one of {', '.join(_modelfile.ROLES)}) and a text as content; found {str(one)[:80]}.")
+            raise ModelError(
+                f"{where}each message has a role (one of {', '.join(_modelfile.ROLES)}) and a text as content; found {str(one)[:80]}."
+            )
         messages.append({"role": str(one["role"]), "content": str(one["content"])})
     return tuple(messages)
 
@@ -306,7 +362,7 @@ def _read_value(text: str, position: int, name: str, expected: str) -> tuple[str
         return expected, start + len(printed) + 1
     if text.startswith('"""', start):
         # The first closing quotes that another instruction, or nothing, follows.
-        for found in re.finditer(r'"""(?=\n(?:%s) |\n?\Z)' % "|".join(_modelfile.INSTRUCTIONS), text[start + 3 :]):
+        for found in re.finditer(rf'"""(?=\n(?:{"|".join(_modelfile.INSTRUCTIONS)}) |\n?\Z)', text[start + 3 :]):
             end = start + 3 + found.start()
             return text[start + 3 : end], end + 4
     elif text.startswith('"', start):
@@ -410,20 +466,28 @@ def _comparable(parameters: dict[str, Any]) -> dict[str, Any]:
     plain: dict[str, Any] = {}
     for name, value in parameters.items():
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            value = float(value)
-        elif isinstance(value, (list, tuple)):
-            value = list(value)
-        if value != []:
-            plain[name] = value
+            plain[name] = float(value)
+        elif value != [] and value != ():
+            plain[name] = list(value) if isinstance(value, tuple) else value
     return plain
 
 
 def _added_by_server(field: str, observed: dict[str, Any], wanted_: dict[str, Any]) -> bool:
     """Whether the server sets `field` by itself for such a model (create.go: by architecture, where nothing is set)."""
     if field in ("renderer", "parser"):
-        return not wanted_[field] and observed.get("family") in ("gemma4", "laguna", "nemotron_h", "nemotron_h_moe", "nemotron_h_omni")
+        return not wanted_[field] and observed.get("family") in (
+            "gemma4",
+            "laguna",
+            "nemotron_h",
+            "nemotron_h_moe",
+            "nemotron_h_omni",
+        )
     if field == "parameters.stop":
-        return not wanted_["parameters"].get("stop") and observed.get("family") == "gemma4" and observed["parameters"].get("stop") == ["<turn|>"]
+        return (
+            not wanted_["parameters"].get("stop")
+            and observed.get("family") == "gemma4"
+            and observed["parameters"].get("stop") == ["<turn|>"]
+        )
     return False
 
 
@@ -431,7 +495,9 @@ def as_modelfile(state: dict[str, Any] | None) -> str:
     """A model (as `observe` or `wanted` tell it) in Modelfile form for people and diffs; "" for none."""
     if state is None:
         return ""
-    shown = dict(state, **{"from": [state["parent"] or "(files)"], "adapter": [f"sha256:{digest}" for digest in state["adapters"]]})
+    shown = dict(
+        state, **{"from": [state["parent"] or "(files)"], "adapter": [f"sha256:{digest}" for digest in state["adapters"]]}
+    )
     return _modelfile.render(shown, tuple(f"weights sha256:{digest}" for digest in state["weights"]))
 
 
@@ -513,6 +579,7 @@ class Result:
         self.before: dict[str, Any] | None = None
         self.after: dict[str, Any] | None = None
         self.base_digest: str | None = None
+        self.trained_context: int | None = None
 
     def act(self, what: str) -> bool:
         """Note an action; whether to really do it."""
@@ -521,7 +588,9 @@ class Result:
         return not self.check
 
 
-def ensure_present(client: _ollama.Client, store: Store, declared: Declaration, result: Result, unload_timeout: float = 60.0) -> None:
+def ensure_present(
+    client: _ollama.Client, store: Store, declared: Declaration, result: Result, unload_timeout: float = 60.0
+) -> None:
     """Have the model in the store as declared. Fills `result`; with result.check it only predicts."""
     if declared.requires:
         _check_requires(client, declared)
@@ -542,13 +611,14 @@ def ensure_present(client: _ollama.Client, store: Store, declared: Declaration, 
     if base_found and not (result.check and result.changed):
         base = observe(client.show(base_found["name"]))
         result.after = wanted(declared, base_found["name"], base, adapter)
+        result.trained_context = base["trained_context"]
         _warn_of_context(declared, base, result)
         result.differs = difference(result.before, result.after) if result.before else ["model"]
     else:
         # Only in check mode: the base is not there yet, or will be another one.
         result.differs = ["weights"] if result.before else ["model"]
         empty = {field: [] for field in ("weights", "adapters", "messages")}
-        result.after = wanted(declared, base_name, {**{field: "" for field in FIELDS}, **empty, "parameters": {}}, adapter)
+        result.after = wanted(declared, base_name, {**dict.fromkeys(FIELDS, ""), **empty, "parameters": {}}, adapter)
     if result.differs:
         _make(client, store, declared, found, base_name, adapter, result, unload_timeout)
     for old in sources_of(found["name"] if found else declared.name, store.all()):
@@ -603,11 +673,13 @@ def _check_outcome(client: _ollama.Client, name: str, result: Result) -> None:
 def _check_requires(client: _ollama.Client, declared: Declaration) -> None:
     version = client.version()
     if _numbers(version) < _numbers(declared.requires):
-        raise ModelError(f"Model {declared.name} requires Ollama {declared.requires}; the server is {version}, and does not check that itself. Set ollama_version.")
+        raise ModelError(
+            f"Model {declared.name} requires Ollama {declared.requires}; the server is {version}, and does not check that itself. Set ollama_version."
+        )
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"[0-9]+", version.split("-")[0])[:3])
+    return tuple(int(part) for part in re.findall(r"[0-9]+", version.partition("-")[0])[:3])
 
 
 def _warn_of_context(declared: Declaration, base: dict[str, Any], result: Result) -> None:
@@ -653,7 +725,14 @@ def _ensure_imported(client: _ollama.Client, store: Store, declared: Declaration
     source = source_name(declared.name, content, declared.quantize)
     if store.find(source):
         return source
-    twin = next((one["name"] for one in store.all() if is_source(one["name"]) and one["name"].endswith(source[source.rindex(".src-") :])), None)
+    twin = next(
+        (
+            one["name"]
+            for one in store.all()
+            if is_source(one["name"]) and one["name"].endswith(source[source.rindex(".src-") :])
+        ),
+        None,
+    )
     if not result.act(f"import {', '.join(declared.files)} as {source}"):
         return source
     if twin:
@@ -661,7 +740,10 @@ def _ensure_imported(client: _ollama.Client, store: Store, declared: Declaration
     else:
         for path, digest in zip(declared.files, digests):
             result.bytes_uploaded += client.push_blob(path, digest)
-        request = {"model": source, "files": {f"{number}-{_plain(path)}": digest for number, (path, digest) in enumerate(zip(declared.files, digests))}}
+        request = {
+            "model": source,
+            "files": {f"{number}-{_plain(path)}": digest for number, (path, digest) in enumerate(zip(declared.files, digests))},
+        }
         client.create({**request, "quantize": declared.quantize} if declared.quantize else request)
     store.changed()
     return source
@@ -686,11 +768,15 @@ def _readable(path: str) -> str:
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}. Wanted a GGUF file on the host; check the path.") from None
     if magic != b"GGUF":
-        raise ModelError(f"{path} is no GGUF file (it starts with {magic!r}); convert it with llama.cpp's convert_hf_to_gguf.py.")
+        raise ModelError(
+            f"{path} is no GGUF file (it starts with {magic!r}); convert it with llama.cpp's convert_hf_to_gguf.py."
+        )
     return path
 
 
-def _ensure_pulled(client: _ollama.Client, store: Store, name: str, declared: Declaration, result: Result, unload_timeout: float) -> None:
+def _ensure_pulled(
+    client: _ollama.Client, store: Store, name: str, declared: Declaration, result: Result, unload_timeout: float
+) -> None:
     """Have `name` from its registry as `pull` and `base_digest` say."""
     found = store.find(name)
     have = found["digest"] if found else None
@@ -698,23 +784,28 @@ def _ensure_pulled(client: _ollama.Client, store: Store, name: str, declared: De
     fits = have is not None and (pin is None or have.startswith(pin))
     if declared.pull == "never":
         if not found:
-            raise ModelError(f"Model {declared.name} is made from {name}, which the server does not have, and pull is never. Bring it there, or set pull: missing.")
+            raise ModelError(
+                f"Model {declared.name} is made from {name}, which the server does not have, and pull is never. Bring it there, or set pull: missing."
+            )
         if not fits:
-            raise ModelError(f"{name} has digest {have}; base_digest wants {pin}, and pull is never. Bring that version there, or change base_digest.")
+            raise ModelError(
+                f"{name} has digest {have}; base_digest wants {pin}, and pull is never. Bring that version there, or change base_digest."
+            )
         return
     if fits and (declared.pull == "missing" or pin is not None):
         # A pinned model that is there cannot become another one, whatever the registry has now.
         return
     offered = None
-    if have is not None or result.check:
+    if have is not None:
         try:
             offered = _ollama.registry_digest(name, declared.insecure)
         except _ollama.OllamaError as error:
-            if error.kind == "not_found" and not have:
-                raise
-            result.warnings.append(f"{error} Whether a pull of {name} would change it is not known{' before it is tried' if not result.check else ''}.")
+            before = "" if result.check else " before it is tried"
+            result.warnings.append(f"{error} Whether a pull of {name} would change it is not known{before}.")
     if offered is not None and pin is not None and not offered.startswith(pin):
-        raise ModelError(f"The registry has {name} with digest {offered}; base_digest wants {pin}. The tag was moved: check the new version and change base_digest.")
+        raise ModelError(
+            f"The registry has {name} with digest {offered}; base_digest wants {pin}. The tag was moved: check the new version and change base_digest."
+        )
     if offered is not None and offered == have:
         return
     if result.check:
@@ -732,7 +823,9 @@ def _ensure_pulled(client: _ollama.Client, store: Store, name: str, declared: De
     if now is None:
         raise ModelError(f"The server said that it pulled {name}, but does not list it. See `journalctl -u ollama`.")
     if pin is not None and not now.startswith(pin):
-        raise ModelError(f"{name} was pulled with digest {now}; base_digest wants {pin}. The tag was moved: check the new version and change base_digest.")
+        raise ModelError(
+            f"{name} was pulled with digest {now}; base_digest wants {pin}. The tag was moved: check the new version and change base_digest."
+        )
 
 
 def ensure_absent(client: _ollama.Client, store: Store, name: str, result: Result, unload_timeout: float = 60.0) -> None:
@@ -788,7 +881,9 @@ def ensure_unloaded(client: _ollama.Client, name: str, result: Result, unload_ti
         result.changed = True
 
 
-def ensure_loaded(client: _ollama.Client, store: Store, name: str, keep_alive: Any, result: Result, unload_timeout: float = 60.0) -> dict[str, Any] | None:
+def ensure_loaded(
+    client: _ollama.Client, store: Store, name: str, keep_alive: Any, result: Result, unload_timeout: float = 60.0
+) -> dict[str, Any] | None:
     """Have the model in memory; its entry of /api/ps (None in check mode when it is not loaded yet).
 
     Loaded is: an entry of its name with the digest that the store has now. Tags on the same weights share one
@@ -800,7 +895,9 @@ def ensure_loaded(client: _ollama.Client, store: Store, name: str, keep_alive: A
         if result.check:
             result.act(f"load {name}")
             return None
-        raise ModelError(f"Model {name} is not on the server, so it cannot be loaded. Give `from`, `gguf` or a Modelfile, or create it first.")
+        raise ModelError(
+            f"Model {name} is not on the server, so it cannot be loaded. Give `from`, `gguf` or a Modelfile, or create it first."
+        )
     entry = running(client, found, client.ps())
     forever = _is_forever(keep_alive)
     if entry and not (forever and not _expires_never(entry)):
@@ -813,7 +910,9 @@ def ensure_loaded(client: _ollama.Client, store: Store, name: str, keep_alive: A
     client.generate_load(found["name"], keep_alive)
     entry = running(client, found, client.ps())
     if not entry:
-        raise ModelError(f"The server said that it loaded {name}, but does not list it as loaded. See `journalctl -u ollama`; keep_alive may be 0.")
+        raise ModelError(
+            f"The server said that it loaded {name}, but does not list it as loaded. See `journalctl -u ollama`; keep_alive may be 0."
+        )
     return entry
 
 
@@ -853,17 +952,227 @@ def _expires_never(entry: dict[str, Any]) -> bool:
 
 
 def offload_problem(name: str, entry: dict[str, Any]) -> str | None:
-    """Why the model does not run wholly on the GPU, with the numbers; None when it does."""
+    """Why a model in /api/ps does not run wholly on the GPU, with the numbers; None when it does."""
     size, vram = int(entry.get("size") or 0), int(entry.get("size_vram") or 0)
     if vram >= size:
         return None
     mib = 1024 * 1024
+    return _offload(name, {"size_mib": round(size / mib), "size_vram_mib": round(vram / mib)})
+
+
+def _offload(name: str, measured: dict[str, Any]) -> str | None:
+    size, vram = measured["size_mib"], measured["size_vram_mib"]
+    if vram >= size:
+        return None
     if vram == 0:
         return (
-            f"Model {name} runs on the CPU: none of its {size / mib:,.0f} MiB are on a GPU. Wanted: all of them. The server found no GPU that it can use, or no room on it: "
-            "see `journalctl -u ollama` for 'inference compute' (driver 550 or later, /dev/nvidia* open to the service). For a host without GPU set allow_offload: true."
+            f"Model {name} runs on the CPU: none of its {size:,} MiB are on a GPU, and all of them were wanted there. "
+            "The server found no GPU that it can use, or no room on it: see `journalctl -u ollama` for 'inference compute' "
+            "(it takes driver 550 or later, and /dev/nvidia* open to the service). "
+            "For a host without GPU set allow_offload: true."
         )
     return (
-        f"Model {name} has {vram / mib:,.0f} of {size / mib:,.0f} MiB on the GPU; the other {(size - vram) / mib:,.0f} MiB are computed by the CPU, many times slower. Wanted: all on the GPU. "
-        "Set ollama_kv_cache_type=q8_0, lower num_ctx or ollama_num_parallel, unload other models, or take a smaller quantisation; allow_offload: true accepts it."
+        f"Model {name} has {vram:,} of its {size:,} MiB on the GPU, and all of them were wanted there: "
+        f"the other {size - vram:,} MiB are computed by the CPU, many times slower. "
+        "Set ollama_kv_cache_type=q8_0, lower num_ctx or ollama_num_parallel, unload other models, or take a smaller "
+        "quantisation; allow_offload: true accepts it."
     )
+
+
+# --- many at once --------------------------------------------------------------------------------------------------
+
+
+class Entry:
+    """A model of `models_declared`: a declaration, whether it is to be there, and whether it is to be in memory."""
+
+    KEYS = (
+        "name",
+        "from",
+        "gguf",
+        "gguf_sha256",
+        "modelfile",
+        "parameters",
+        "template",
+        "system",
+        "license",
+        "messages",
+        "adapter",
+        "renderer",
+        "parser",
+        "quantize",
+        "base_digest",
+        "pull",
+        "insecure",
+        "state",
+        "load",
+        "keep_alive",
+        "allow_offload",
+        "comment",
+    )
+
+    def __init__(self, name: str, declared: Declaration | None, entry: dict[str, Any]):
+        self.name, self.declared = name, declared
+        self.load = bool(entry.get("load")) and declared is not None
+        self.allow_offload = bool(entry.get("allow_offload"))
+        self.keep_alive = check_keep_alive(entry.get("keep_alive"))
+        self.comment = _text(entry.get("comment"), f"Model {name}: comment").strip()
+
+    @classmethod
+    def of(cls, entry: dict[str, Any]) -> Entry:
+        """The entry, checked. Raises ModelError or ModelfileError."""
+        unknown = sorted(str(key) for key in entry if key not in cls.KEYS)
+        name = _name(entry.get("name"), "name")
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], cls.KEYS, n=1)
+            hint = f"Did you mean {near[0]}?" if near else f"It takes {', '.join(cls.KEYS)}."
+            raise ModelError(f"Model {name}: unknown key {', '.join(unknown)}. {hint}")
+        state = entry.get("state") or "present"
+        if state not in ("present", "absent"):
+            raise ModelError(f"Model {name}: state is '{state}'; it has to be present or absent.")
+        return cls(name, declare(entry) if state == "present" else None, entry)
+
+    @property
+    def file_name(self) -> str:
+        """Name of its Modelfile: the model's, without what a file name does not take."""
+        short = self.name[: -len(":latest")] if self.name.endswith(":latest") else self.name
+        return re.sub(r"[^A-Za-z0-9_.-]", "-", short) + ".modelfile"
+
+    @property
+    def modelfile(self) -> str:
+        comments = ("Written by Ansible (gpufleet.llm, role models) for people to read; the server does not read it.",)
+        return declared_modelfile(self.declared, comments + ((self.comment,) if self.comment else ()))
+
+    def compare(
+        self, client: _ollama.Client, store: Store, ps: list[dict[str, Any]], remembered: Measured
+    ) -> tuple[dict[str, Any], list[str]]:
+        """How it compares with the server, and warnings. Only reads."""
+        result = Result(check=True)
+        if self.declared:
+            ensure_present(client, store, self.declared, result)
+        else:
+            ensure_absent(client, store, self.name, result)
+        found = store.find(self.name)
+        entry = running(client, found, ps) if found and self.declared else None
+        lasting = not _is_forever(self.keep_alive) or (entry is not None and _expires_never(entry))
+        measured = remembered.of(self.name, found, entry) if found and self.declared else None
+        told = {
+            "name": self.name,
+            "pending": result.changed,
+            "differs": result.differs,
+            "actions": result.actions,
+            "load_pending": self.load and (result.changed or measured is None or not lasting),
+            "digest": found["digest"] if found else None,
+            "loaded": loaded_as(entry, store) if entry else None,
+            "measured": measured,
+            "problem": _offload(self.name, measured) if measured and not self.allow_offload else None,
+            "trained_context": result.trained_context,
+        }
+        return told, result.warnings
+
+    def predicted(self) -> dict[str, Any]:
+        """The same for a host that has no server yet."""
+        there = self.declared is not None
+        return {
+            "name": self.name,
+            "pending": there,
+            "differs": ["model"] if there else [],
+            "actions": [f"create {self.name}"] if there else [],
+            "load_pending": self.load,
+            "digest": None,
+            "loaded": None,
+            "measured": None,
+            "problem": None,
+            "trained_context": None,
+        }
+
+
+class Measured:
+    """What was measured of models when they were in memory, and whether it still holds.
+
+    It holds while the model, the server's version and the settings of its process are the same: a model that the
+    server has unloaded because nobody asked need not be loaded again to know what it takes.
+    """
+
+    MIB = 1024 * 1024
+
+    def __init__(self, held: dict[str, Any], version: str, settings: dict[str, Any] | None):
+        self.held, self.version, self.settings = held, version, settings
+
+    @classmethod
+    def read(cls, path: str | None, version: str, settings: dict[str, Any] | None) -> Measured:
+        """From the JSON file `path`; one that is not there or damaged holds nothing."""
+        held = None
+        if path:
+            try:
+                with open(path, encoding="utf-8") as source:
+                    held = json.load(source)
+            except (OSError, ValueError):
+                held = None
+        return cls(held if isinstance(held, dict) else {}, version, settings)
+
+    def of(self, name: str, found: dict[str, Any], entry: dict[str, Any] | None) -> dict[str, Any] | None:
+        """The measurement of a model: now when it is loaded, else the one remembered if it still holds."""
+        now = {"digest": found["digest"], "version": self.version, "settings": self.settings}
+        if entry:
+            size, vram = int(entry.get("size") or 0), int(entry.get("size_vram") or 0)
+            sizes = {"size_mib": round(size / self.MIB), "size_vram_mib": round(vram / self.MIB)}
+            return {"name": name, **now, **sizes, "context_length": entry.get("context_length")}
+        before = self.held.get(name)
+        same = isinstance(before, dict) and all(before.get(key) == value for key, value in now.items())
+        return before if same and "size_mib" in before else None
+
+
+def loaded_as(entry: dict[str, Any], store: Store) -> dict[str, Any]:
+    """An entry of /api/ps with what it means: whether a part runs on the CPU, whether the store has another by now."""
+    size, vram = int(entry.get("size") or 0), int(entry.get("size_vram") or 0)
+    name = str(entry.get("name", ""))
+    try:
+        now = store.digest(name)
+    except ValueError:
+        now = None
+    return {
+        "name": name,
+        "digest": entry.get("digest"),
+        "size": size,
+        "size_vram": vram,
+        "context_length": entry.get("context_length"),
+        "expires_at": entry.get("expires_at"),
+        "offloaded": vram < size,
+        "stale": now != entry.get("digest"),
+    }
+
+
+def undeclared(declared: list[Declaration], tags: list[dict[str, Any]]) -> list[str]:
+    """Names in the store that no declaration is, is made from, or keeps as its source."""
+    needed = set()
+    for one in declared:
+        needed |= {name.lower() for name in (one.name, one.base) if name}
+        needed |= {source.lower() for source in sources_of(one.name, tags)}
+    return sorted(name for name in (str(one.get("name", "")) for one in tags) if name.lower() not in needed)
+
+
+def problems(entries: Any, max_loaded: int = 0) -> list[str]:
+    """What is wrong with a list of declared models, a sentence each; nothing is asked of any host."""
+    if not isinstance(entries, list):
+        return ["models_declared is no list; each entry of it declares one model."]
+    found, names, loads = [], {}, []
+    for number, entry in enumerate(entries, 1):
+        if not isinstance(entry, dict):
+            found.append(f"Entry {number} of models_declared is {str(entry)[:60]}; it has to be keys with values, such as name and from.")
+            continue
+        try:
+            one = Entry.of(entry)
+        except (ModelError, _modelfile.ModelfileError) as error:
+            text = str(error)
+            found.append(text if text.startswith("Model ") else f"Model {entry.get('name', f'number {number}')}: {text}")
+            continue
+        if one.name.lower() in names:
+            found.append(f"Model {one.name} is declared twice (entries {names[one.name.lower()]} and {number}); say each thing once.")
+        names[one.name.lower()] = number
+        loads += [one.name] if one.load else []
+    if max_loaded and len(loads) > max_loaded:
+        found.append(
+            f"{len(loads)} models are to be loaded ({', '.join(loads)}), and the server keeps {max_loaded} in memory; "
+            "it would unload one for the next at every run. Raise ollama_max_loaded_models if the plan allows, or set load: false."
+        )
+    return found

@@ -300,9 +300,19 @@ def declared_by(params):
             with open(path, encoding="utf-8") as source:
                 entry["modelfile"], folder = source.read(), path.rpartition("/")[0] or "/"
         except (OSError, ValueError) as error:
-            raise _ollama_model.ModelError(f"The Modelfile {path} cannot be read: {error}. Wanted a text file on the managed host.") from None
-    if params["state"] == "loaded" and not any(params[key] for key in SOURCES) and not params["base_digest"] and params["pull"] == "missing":
-        if any(params[key] for key in ("parameters", "template", "system", "license", "messages", "adapter", "renderer", "parser", "quantize")):
+            raise _ollama_model.ModelError(
+                f"The Modelfile {path} cannot be read: {error}. Wanted a text file on the managed host."
+            ) from None
+    if (
+        params["state"] == "loaded"
+        and not any(params[key] for key in SOURCES)
+        and not params["base_digest"]
+        and params["pull"] == "missing"
+    ):
+        if any(
+            params[key]
+            for key in ("parameters", "template", "system", "license", "messages", "adapter", "renderer", "parser", "quantize")
+        ):
             return _ollama_model.declare(entry, folder)
         return None
     return _ollama_model.declare(entry, folder)
@@ -347,7 +357,9 @@ def measured(name, entry, params, result):
         raise _ollama_model.ModelError(problem)
     asked, got = (params["parameters"] or {}).get("num_ctx"), entry.get("context_length")
     if asked and got and str(asked).isdigit() and got < int(asked):
-        result.warnings.append(f"Model {name} runs with a context of {got:,} tokens, not {int(asked):,}: the server caps it silently at what the model was trained for.")
+        result.warnings.append(
+            f"Model {name} runs with a context of {got:,} tokens, not {int(asked):,}: the server caps it silently at what the model was trained for."
+        )
     return {"loaded_size": entry.get("size"), "size_vram": entry.get("size_vram"), "context_length": got}
 
 

@@ -1,0 +1,301 @@
+#!/usr/bin/python
+
+# Copyright (c) 2026, gpufleet.llm maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: ollama_info
+short_description: Look at an Ollama server, its models, and how they compare with what is declared
+version_added: 0.1.0
+description:
+  - Tells the server's version, the models in its store and those in memory, with their digests.
+  - Can read the settings that the running service really has, from the environment of its process.
+  - Can compare any number of declared models with the server in one look, so that a play need only touch those that differ.
+extends_documentation_fragment:
+  - gpufleet.llm.ollama
+  - gpufleet.llm.attributes.info
+options:
+  unit:
+    description: The server's systemd unit, for RV(service). Reading its environment takes root.
+    type: str
+  declared:
+    description:
+      - Models to compare with the server, each with options of M(gpufleet.llm.ollama_model) (not O(gpufleet.llm.ollama_model#module:modelfile_path)).
+      - The key C(state) may be V(present) or V(absent), the key C(load) says whether it is to be in memory.
+    type: list
+    elements: dict
+    default: []
+  modelfiles:
+    description: Folder on the managed host in which each declared model has its Modelfile, C(<name>.modelfile), to be compared as well.
+    type: path
+  measured:
+    description:
+      - JSON file on the managed host with what was measured of each model when it was last in memory.
+        A measurement counts as long as the model, the server's version and its settings are the same.
+    type: path
+seealso:
+  - module: gpufleet.llm.ollama_model
+author:
+  - The gpufleet.llm maintainers (@gpufleet)
+"""
+
+EXAMPLES = r"""
+- name: Look at the server
+  gpufleet.llm.ollama_info:
+    unit: ollama.service
+  register: server
+
+- name: Refuse to go on with a model that is partly on the CPU
+  ansible.builtin.assert:
+    that: server.loaded | rejectattr('offloaded') | length == server.loaded | length
+"""
+
+RETURN = r"""
+reachable:
+  description: Whether a server answered. Without one the module fails, but for check mode.
+  type: bool
+  returned: always
+version:
+  description: Version of the server.
+  type: str
+  returned: when it is reachable
+  sample: 0.32.15
+models:
+  description: Models in the store, by name.
+  type: list
+  elements: dict
+  returned: always
+  contains:
+    name:
+      description: Name with its tag.
+      type: str
+    digest:
+      description: Digest of the manifest, 64 hex digits.
+      type: str
+    size:
+      description: Bytes.
+      type: int
+    is_source:
+      description: Whether it is kept by M(gpufleet.llm.ollama_model) as the source of another.
+      type: bool
+    details:
+      description: Format, family, parameter_size, quantization_level and parent_model.
+      type: dict
+loaded:
+  description: Models in memory.
+  type: list
+  elements: dict
+  returned: always
+  contains:
+    name:
+      description: Name under which the runner was started.
+      type: str
+    digest:
+      description: Digest of what it runs.
+      type: str
+    size:
+      description: Bytes of memory it takes.
+      type: int
+    size_vram:
+      description: Bytes of it on the GPU.
+      type: int
+    context_length:
+      description: Tokens of context, per slot.
+      type: int
+    expires_at:
+      description: When it is unloaded if nobody asks.
+      type: str
+    offloaded:
+      description: Whether a part of it runs on the CPU.
+      type: bool
+    stale:
+      description: Whether the store has another version of it, or none, by now. Only its end of keep-alive or a restart unloads it.
+      type: bool
+service:
+  description: The running service.
+  type: dict
+  returned: when O(unit) is given
+  contains:
+    active:
+      description: Its state, as systemd says it.
+      type: str
+    pid:
+      description: Its main process.
+      type: int
+    started_at:
+      description: When that was started.
+      type: str
+    settings:
+      description:
+        - C(num_parallel), C(kv_cache_type), C(flash_attention) (null when the server decides), C(context_length) (null when by VRAM),
+          C(max_loaded_models) (null when three for each GPU), C(keep_alive), C(fit_target_mib). Null when the service does not run.
+      type: dict
+declared:
+  description: How each declared model compares, in the order given.
+  type: list
+  elements: dict
+  returned: always
+  contains:
+    name:
+      description: Name with its tag.
+      type: str
+    pending:
+      description: Whether M(gpufleet.llm.ollama_model) has something to do in the store.
+      type: bool
+    differs:
+      description: In what it differs.
+      type: list
+      elements: str
+    actions:
+      description: What would be done.
+      type: list
+      elements: str
+    load_pending:
+      description: Whether it is to be loaded. It is to be in memory for ever and is not, or nothing is known yet of what it takes there.
+      type: bool
+    measured:
+      description:
+        - What it takes in memory. C(digest), C(version), C(settings), C(size_mib), C(size_vram_mib), C(context_length).
+          From the server when it is loaded, else from O(measured), else null.
+      type: dict
+    digest:
+      description: Its digest in the store.
+      type: str
+    loaded:
+      description: Its entry of RV(loaded); null when it is not in memory.
+      type: dict
+    trained_context:
+      description: Tokens of context that it was trained for, when the server knows it.
+      type: int
+    problem:
+      description: Why it is not wholly on the GPU, with the numbers; null when it is, or may run elsewhere (C(allow_offload)).
+      type: str
+    modelfile:
+      description: Its Modelfile.
+      type: str
+    modelfile_path:
+      description: Where that is to be.
+      type: str
+    modelfile_pending:
+      description: Whether the file there says something else.
+      type: bool
+measured:
+  description: What O(measured) is to hold, by name of the model.
+  type: dict
+  returned: always
+measured_pending:
+  description: Whether O(measured) holds something else.
+  type: bool
+  returned: always
+undeclared:
+  description: Models in the store that no declared model is or is made from.
+  type: list
+  elements: str
+  returned: always
+requests:
+  description: "How the server was spoken to: C(count) and C(seconds)."
+  type: dict
+  returned: always
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.gpufleet.llm.plugins.module_utils import _modelfile, _ollama, _ollama_model, _ollama_service
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "unit": {"type": "str"},
+            "declared": {"type": "list", "elements": "dict", "default": []},
+            "modelfiles": {"type": "path"},
+            "measured": {"type": "path"},
+            "url": {"type": "str", "default": _ollama.DEFAULT_URL},
+            "timeout": {"type": "int", "default": 600},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    try:
+        entries = [_ollama_model.Entry.of(entry) for entry in params["declared"]]
+        service = _ollama_service.observe(params["unit"]) if params["unit"] else None
+        told, warnings = look(params, entries, service, module.check_mode)
+    except (
+        _ollama.OllamaError,
+        _ollama_model.ModelError,
+        _modelfile.ModelfileError,
+        _ollama_service.ServiceError,
+        ValueError,
+    ) as error:
+        module.fail_json(msg=str(error))
+    for warning in warnings:
+        module.warn(warning)
+    if service:
+        told["service"] = service
+    module.exit_json(changed=False, **told)
+
+
+def look(params, entries, service, check_mode):
+    """What to return, and warnings."""
+    client = _ollama.Client(params["url"], timeout=params["timeout"])
+    try:
+        version = client.version()
+    except _ollama.OllamaError as error:
+        if not (check_mode and error.down):
+            raise
+        told = {"reachable": False, "models": [], "loaded": [], "undeclared": [], "requests": {"count": 1, "seconds": 0.0}}
+        told["declared"] = [with_modelfile(entry.predicted(), entry, params["modelfiles"]) for entry in entries]
+        told.update(measured={}, measured_pending=False)
+        return told, [f"{error} The prediction takes the server to have no models yet."]
+    store = _ollama_model.Store(client)
+    ps = client.ps()
+    remembered = _ollama_model.Measured.read(params["measured"], version, (service or {}).get("settings"))
+    compared, warnings = [], []
+    for entry in entries:
+        one, more = entry.compare(client, store, ps, remembered)
+        compared.append(with_modelfile(one, entry, params["modelfiles"]))
+        warnings += more
+    measured = {one["name"]: one["measured"] for one in compared if one["measured"]}
+    told = {
+        "reachable": True,
+        "version": version,
+        "models": sorted((model(one) for one in store.all()), key=lambda one: one["name"]),
+        "loaded": [_ollama_model.loaded_as(one, store) for one in ps],
+        "declared": compared,
+        "measured": measured,
+        "measured_pending": bool(params["measured"]) and measured != remembered.held,
+        "undeclared": _ollama_model.undeclared([entry.declared for entry in entries if entry.declared], store.all()),
+        "requests": {"count": len(client.requests), "seconds": round(client.seconds, 4)},
+    }
+    return told, warnings
+
+
+def model(tag):
+    name = str(tag.get("name", ""))
+    return {
+        "name": name,
+        "digest": tag.get("digest"),
+        "size": tag.get("size"),
+        "is_source": _ollama_model.is_source(name),
+        "details": tag.get("details") or {},
+    }
+
+
+def with_modelfile(told, entry, folder):
+    """`told` with the Modelfile that people are to find in `folder`."""
+    if not folder or not entry.declared:
+        return {**told, "modelfile": None, "modelfile_path": None, "modelfile_pending": False}
+    path, text = f"{folder.rstrip('/')}/{entry.file_name}", entry.modelfile
+    try:
+        with open(path, encoding="utf-8", newline="") as source:
+            pending = source.read() != text
+    except (OSError, ValueError):
+        pending = True
+    return {**told, "modelfile": text, "modelfile_path": path, "modelfile_pending": pending}
+
+
+if __name__ == "__main__":
+    main()
