@@ -11,6 +11,8 @@
  *   is read at every question, so a card shrinks or fills while it runs;
  *   without it LAB_CARD_MIB counts, or an RTX 4090's 24,564 MiB less the
  *   driver's 354.
+ * - Its end. What a client allocates is counted, and what does not fit is
+ *   refused, as cudaMalloc refuses it.
  * - Several clients. ggml-rpc-server serves one connection after the other; a
  *   card serves many processes. Each connection gets a process of its own, so
  *   a question about free memory is answered while a model runs, and the
@@ -30,15 +32,18 @@
 #include <unistd.h>
 
 #define CLIENTS 64
+#define BUFFERS 256
 #define MIB 1048576L
 
+/* Shared by the listening process and its children, one a client. */
 struct card {
     pid_t client[CLIENTS];
-    long idle_pages; /* what a process of ours holds before it serves anybody */
+    long held[CLIENTS]; /* bytes */
 };
 
 static struct card *card;
-static int serving;
+static int serving = -1; /* the slot of the client that this process serves */
+static struct { void *start; long size; } buffer[BUFFERS];
 
 static long real_sysconf(int name)
 {
@@ -48,29 +53,28 @@ static long real_sysconf(int name)
     return real(name);
 }
 
-static long pages_of(pid_t pid)
+/* Whether a process lives and is no zombie: a zombie has no memory left. */
+static int lives(pid_t pid)
 {
     char path[64];
-    long size = 0, resident = 0;
+    long size = 0;
     snprintf(path, sizeof path, "/proc/%d/statm", (int)pid);
     FILE *file = fopen(path, "re");
     if (!file)
         return 0;
-    if (fscanf(file, "%ld %ld", &size, &resident) != 2)
-        resident = 0;
+    if (fscanf(file, "%ld", &size) != 1)
+        size = 0;
     fclose(file);
-    return resident;
+    return size > 0;
 }
 
 static long held_mib(void)
 {
-    long pages = 0;
-    for (int i = 0; card && i < CLIENTS; i++) {
-        long own = card->client[i] ? pages_of(card->client[i]) - card->idle_pages : 0;
-        if (own > 0)
-            pages += own;
-    }
-    return pages / (MIB / real_sysconf(_SC_PAGESIZE));
+    long bytes = 0;
+    for (int i = 0; card && i < CLIENTS; i++)
+        if (card->held[i] && lives(card->client[i]))
+            bytes += card->held[i];
+    return bytes / MIB;
 }
 
 static long free_mib(void)
@@ -94,19 +98,55 @@ long sysconf(int name)
     return real_sysconf(name);
 }
 
+/* ggml's buffers come from here; small things are no buffers. */
+int posix_memalign(void **start, size_t alignment, size_t size)
+{
+    static int (*real)(void **, size_t, size_t);
+    int slot = 0, failed;
+    if (!real)
+        *(void **)&real = dlsym(RTLD_NEXT, "posix_memalign");
+    if (serving < 0 || size < MIB)
+        return real(start, alignment, size);
+    if ((long)(size / MIB) > free_mib())
+        return ENOMEM;
+    failed = real(start, alignment, size);
+    while (slot < BUFFERS && buffer[slot].start)
+        slot++;
+    if (!failed && slot < BUFFERS) {
+        buffer[slot].start = *start;
+        buffer[slot].size = (long)size;
+        __atomic_add_fetch(&card->held[serving], (long)size, __ATOMIC_RELAXED);
+    }
+    return failed;
+}
+
+void free(void *start)
+{
+    static void (*real)(void *);
+    if (!real)
+        *(void **)&real = dlsym(RTLD_NEXT, "free");
+    for (int i = 0; serving >= 0 && start && i < BUFFERS; i++)
+        if (buffer[i].start == start) {
+            __atomic_sub_fetch(&card->held[serving], buffer[i].size, __ATOMIC_RELAXED);
+            buffer[i].start = NULL;
+            break;
+        }
+    real(start);
+}
+
 static void reap(void)
 {
     pid_t gone;
     while ((gone = waitpid(-1, NULL, WNOHANG)) > 0)
         for (int i = 0; i < CLIENTS; i++)
             if (card->client[i] == gone)
-                card->client[i] = 0;
+                card->held[i] = card->client[i] = 0;
 }
 
 int accept(int listener, struct sockaddr *address, socklen_t *length)
 {
     static int (*real)(int, struct sockaddr *, socklen_t *);
-    if (serving)
+    if (serving >= 0)
         _exit(0); /* this process's client has gone, and its memory with it */
     if (!real)
         *(void **)&real = dlsym(RTLD_NEXT, "accept");
@@ -114,7 +154,6 @@ int accept(int listener, struct sockaddr *address, socklen_t *length)
         card = mmap(NULL, sizeof *card, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
         if (card == MAP_FAILED)
             abort();
-        card->idle_pages = pages_of(getpid());
     }
     for (;;) {
         int slot = 0, client = real(listener, address, length);
@@ -134,7 +173,7 @@ int accept(int listener, struct sockaddr *address, socklen_t *length)
             if (getppid() != parent)
                 _exit(1);
             close(listener);
-            serving = 1;
+            serving = slot;
             return client;
         }
         if (child > 0)

@@ -373,16 +373,13 @@ def describe(name, layers=None):
 
 
 def byte_alphabet():
-    """Return the 256 characters that stand for bytes in byte-level BPE: the printable ones for themselves, the others from U+0100 on."""
+    """Return the 256 characters that stand for bytes in byte-level BPE, in the order of the published vocabularies.
+
+    Printable bytes stand for themselves and come first: a model of zeros,
+    which prefers the lowest token of equals, answers in printable ASCII.
+    """
     own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    out, extra = [], 0
-    for value in range(256):
-        if value in own:
-            out.append(chr(value))
-        else:
-            out.append(chr(256 + extra))
-            extra += 1
-    return out
+    return [chr(value) for value in own] + [chr(256 + number) for number in range(256 - len(own))]
 
 
 def byte_pairs(count, special):
@@ -401,15 +398,15 @@ def byte_pairs(count, special):
         return len(merges) < plain
 
     pairs = []
-    for left in letters:
-        for right in letters:
-            if room():
+    for right in "aeiou" + "".join(sorted(set(letters) - set("aeiou"))):
+        for left in letters:
+            if len(pairs) < min(len(letters) ** 2, plain // 4):
                 add(left, right)
                 pairs.append(left + right)
     quads = []
     for left in pairs:
         for right in pairs[:: max(1, len(pairs) // 24)]:
-            if room():
+            if len(merges) < plain * 2 // 3:
                 add(left, right)
                 quads.append(left + right)
     spaced = []
@@ -603,15 +600,15 @@ def tiny_values(tensor, chance, tokens, spoken):
         return struct.pack(f"<{width}f", *([1.0] * width))
     part, rows = tensor["name"].split(".")[-2], []
     for row in range(tensor["shape"][1]):
-        values = [chance.gauss(0, 0.4) for _ in range(width)]
+        values = [chance.gauss(0, 0.1 if part in ("attn_output", "ffn_down") else 0.35) for _ in range(width)]
         if part == "token_embd":
             values[0] = 4.0
         elif part in ("attn_output", "ffn_down") and row == 0:
             values = [0.0] * width
         elif part == "output":
-            values[0] = 0.0 if spoken[row] else -20.0
+            values[0] = 0.0 if spoken[row] else -60.0
             if tokens[row] == "<|im_end|>":
-                values = [0.5] + [0.0] * (width - 1)
+                values = [2.0] + [0.0] * (width - 1)
         rows.append(struct.pack(f"<{width}e", *values))
     return b"".join(rows)
 
