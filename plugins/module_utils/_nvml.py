@@ -100,7 +100,7 @@ STATES = {
 MESSAGES = {
     "no_library": (
         "libnvidia-ml.so.1 was not found, so the NVIDIA driver's libraries are not installed; "
-        "install the driver, or say that this host needs no GPU."
+        "install the driver, or set ollama_gpu_required to false."
     ),
     "no_driver": (
         "The NVIDIA library is installed, but the kernel module nvidia is not loaded; "

@@ -14,7 +14,7 @@ description:
   - Reads every GPU through NVML, and the driver as it is loaded, on disk for every installed kernel, and as a library.
   - Says what is the matter where there is no GPU, no driver, no library, a library of another version, or a GPU that
     fell off the bus. It does not fail for any of these; what could not be read is null and never 0.
-  - Uses C(nvidia-ml-py) of the Python it runs under, else of O(python), else the program C(nvidia-smi), else the bare
+  - Uses C(nvidia-ml-py) of O(python), else of the Python it runs under, else the program C(nvidia-smi), else the bare
     library, which tells names and memory only.
   - Changes nothing.
 author:
@@ -24,8 +24,8 @@ extends_documentation_fragment:
 options:
   python:
     description:
-      - A Python that can import C(pynvml) of nvidia-ml-py. The module starts itself anew with it when the
-        interpreter it runs under cannot; a path that does not exist is passed over.
+      - A Python that can import C(pynvml) of nvidia-ml-py, such as the role P(gpufleet.llm.cuda#role) provides. The
+        module starts itself anew with it; a path that does not exist is passed over.
     type: path
     default: /opt/gpufleet/venv/bin/python
   path_rootfs:
@@ -201,6 +201,11 @@ client:
   type: dict
   returned: always
   sample: {python: /opt/gpufleet/venv/bin/python, python_found: true, nvidia_ml_py: 13.615.71, pynvml: null}
+uid:
+  description: Effective user ID that the module ran under.
+  type: int
+  returned: always
+  sample: 0
 """
 
 import os
@@ -244,6 +249,7 @@ def observe(asked):
             "nvidia_ml_py": ml_py,
             "pynvml": deprecated,
         },
+        "uid": os.geteuid(),
     }
 
 
@@ -263,7 +269,8 @@ def main():
         supports_check_mode=True,
     )
     asked = module.params
-    if _nvml.client() is None and not has_respawned() and os.access(asked["python"], os.X_OK):
+    # The managed client before any other, so that every host of a fleet answers by the same version.
+    if not has_respawned() and os.access(asked["python"], os.X_OK) and asked["python"] != sys.executable:
         respawn_module(asked["python"])
     try:
         module.exit_json(changed=False, **observe(asked))
