@@ -2881,11 +2881,12 @@ class Handler(BaseHTTPRequestHandler):
             there = os.path.exists(path)
             self.json({"error": f'blob "{digest}" not found'}, 404) if not there else self.answer(200, b"")
             return
+        read, length = self.reader()
         if os.path.exists(path):
-            self.close_connection = True
+            read(256 * 1024 if length is None else min(length, 256 * 1024))  # as much as Go reads of a body that nobody wanted
+            self.close_connection = length is None or length > 256 * 1024
             self.answer(200, b"")
             return
-        read, length = self.reader()
         found = store.put_stream(read, length)
         if found != digest.replace("-", ":"):
             raise ApiError(400, f'digest mismatch, expected "{digest}", got "{found}"')
@@ -3162,15 +3163,17 @@ def command_line(arguments: list, program: str) -> int:
     try:
         if word in ("list", "ls"):
             models = client("GET", "/api/tags")["models"]
-            print_table([("NAME", "ID", "SIZE"), *((m["name"], m["digest"][:12], human_bytes(m["size"])) for m in models)])
+            rows = [(m["name"], m["digest"][:12], human_bytes(m["size"]), m["modified_at"][:19]) for m in models]
+            print_table([("NAME", "ID", "SIZE", "MODIFIED"), *rows])
         elif word == "ps":
             models = client("GET", "/api/ps")["models"]
             rows = []
             for m in models:
                 share = round(100 * m["size_vram"] / m["size"]) if m["size"] else 0
                 where = "100% GPU" if share == 100 else "100% CPU" if share == 0 else f"{100 - share}%/{share}% CPU/GPU"
-                rows.append((m["name"], m["digest"][:12], human_bytes(m["size"]), where, str(m["context_length"])))
-            print_table([("NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT"), *rows])
+                until = "Forever" if m["expires_at"] > "2200" else "Stopping..." if m["expires_at"] < go_time(time.time()) else m["expires_at"][:19]
+                rows.append((m["name"], m["digest"][:12], human_bytes(m["size"]), where, str(m["context_length"]), until))
+            print_table([("NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "UNTIL"), *rows])
         elif word == "pull" and len(arguments) > 1:
             client("POST", "/api/pull", {"model": arguments[1], "stream": False})
             print("success")

@@ -25,6 +25,7 @@ and whose method, if it has one, is the request's, is applied:
     cut_after     close the connection after so many bytes of the body
     delay_s       wait before answering
     bytes_per_s   send no faster
+    no_location   leave the Location header out, as a plain docker registry does
     times         apply the rule so many times only (counted since the file was last changed)
 """
 from __future__ import annotations
@@ -195,7 +196,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Accept-Ranges", "bytes")
             if partial:
                 self.send_header("Content-Range", f"bytes {first}-{last}/{size}")
-            if is_blob:
+            if is_blob and not rule.get("no_location"):
                 self.send_header("Location", path)
             self.end_headers()
             if self.command != "HEAD":
