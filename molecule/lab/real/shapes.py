@@ -336,9 +336,7 @@ def tensor_type(name, dims, m, mix, layers):
         kind = "Q6_K"
     elif part == "attn_v" and mix == "q4_K_M-library":
         return "F16"
-    elif part == "attn_qkv":
-        kind = "Q5_K"
-    elif part == "attn_v" or part.startswith("ffn_down"):
+    elif part in ("attn_v", "attn_qkv") or part.startswith("ffn_down"):
         kind = "Q6_K" if more_bits(layer, layers) else "Q4_K"
     else:
         kind = "Q4_K"
