@@ -1,0 +1,430 @@
+#!/usr/bin/python
+
+# Copyright (c) 2026, gpufleet.llm maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: gpu_capacity
+short_description: Plan whether models with their contexts fit the graphics cards, before anything is downloaded
+version_added: 0.1.0
+description:
+  - Says, term by term in MiB, what each model takes on which card with its context, parallel slots and KV cache type, and what to change
+    where it does not fit. Every suggestion was checked to fit.
+  - A model's shape is read from its GGUF header (some MiB by HTTP Range, never the weights), from the running server, or given.
+  - The cards are read by NVML or given, so that hardware can be planned that is not bought yet.
+  - Two methods check each other. The formula works anywhere. The dry run asks the host's own C(llama-server), which reads the header and says
+    what it would take, for any architecture. Figures of either are predicted, not measured.
+author:
+  - The gpufleet.llm maintainers (@gpufleet)
+extends_documentation_fragment:
+  - gpufleet.llm.attributes
+attributes:
+  check_mode:
+    support: full
+    description: The plan is made as always, the dry run too (it allocates nothing); O(write_to) is not written.
+  diff_mode:
+    support: full
+options:
+  models:
+    description:
+      - The models to plan. Each names exactly one source of its shape (O(models[].metadata), O(models[].gguf), O(models[].url),
+        O(models[].ref) or O(models[].from_server)).
+    type: list
+    elements: dict
+    required: true
+    suboptions:
+      name:
+        description: How the model is called in the plan. Default is what O(models[].ref) or O(models[].from_server) names.
+        type: str
+      num_ctx:
+        description: Context of one slot. Default is what Ollama would choose by the memory of all cards.
+        type: int
+      num_parallel:
+        description: Slots, each with a context of its own.
+        type: int
+        default: 1
+      kv_cache_type:
+        description: Type of the KV cache, for K and V.
+        type: str
+        choices: [f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl]
+        default: f16
+      flash_attention:
+        description: Whether flash attention is on. A quantised KV cache needs it.
+        type: bool
+        default: true
+      num_batch:
+        description: Tokens of a batch. Default is what Ollama would choose by its own rule.
+        type: int
+      metadata:
+        description: GGUF keys with C(tensors), a list of C(name), C(type) and C(shape) as C(/api/show) gives it, and C(file_bytes).
+        type: dict
+      gguf:
+        description: Path of a GGUF file on the host.
+        type: path
+      url:
+        description: HTTP(S) URL of a GGUF file; the server has to know Range.
+        type: str
+      ref:
+        description:
+          - Name in a registry, C([host/][namespace/]model[:tag]); the default host is Ollama's public registry.
+          - HTTPS, trusted by the host's own store; written with V(http://) before it, plain HTTP.
+        type: str
+      from_server:
+        description: Name of a model that the Ollama server at O(server_url) has.
+        type: str
+  gpus:
+    description:
+      - Cards to plan for. Omitted, they are read by NVML; what the server's own runners hold is not counted as held by others.
+      - An empty list plans a host that serves from its CPU.
+    type: list
+    elements: dict
+    suboptions: &card
+      name:
+        description: Name of the card, for the texts.
+        type: str
+      uuid:
+        description: Its UUID, for the plan.
+        type: str
+      total_mib:
+        description: Its memory as NVML tells it; an RTX 4090 has 24564.
+        type: int
+        required: true
+      reserved_mib:
+        description: What driver and firmware keep.
+        type: int
+        default: 354
+      used_mib:
+        description: What others hold.
+        type: int
+        default: 0
+      compute_capability:
+        description: Its compute capability, such as V(8.9).
+        type: str
+  gpus_if_unreadable:
+    description:
+      - Cards to plan for where O(gpus) is omitted and none can be read, such as before the driver is installed.
+      - An empty list returns a plan whose RV(plan.fits) is null. Omitted, unreadable cards are a failure.
+    type: list
+    elements: dict
+    suboptions: *card
+  method:
+    description:
+      - V(auto) is the dry run where the engine is on the host and the formula elsewhere; where both are to be had the dry run counts,
+        and a difference above 2 % is reported in RV(plan.warnings).
+      - V(dry_run) fails where the dry run cannot be had.
+    type: str
+    choices: [auto, formula, dry_run]
+    default: auto
+  engine:
+    description: Folder of C(llama-server), for the dry run.
+    type: path
+    default: /opt/ollama/current/lib/ollama
+  engine_environment:
+    description: Environment of the Ollama server as far as it concerns the engine, such as C(CUDA_VISIBLE_DEVICES) or C(LLAMA_ARG_RPC).
+    type: dict
+    default: {}
+  engine_user:
+    description: User that the engine runs as for the dry run where the module runs as root; V(root) keeps root.
+    type: str
+    default: ollama
+  engine_build:
+    description: Build of llama.cpp that the formula is to predict for. Default is that of O(engine), or else the newest that was measured.
+    type: int
+  reserve_mib:
+    description: What stays free on each card. llama.cpp itself moves layers to the CPU when less than 1024 would stay.
+    type: int
+    default: 1024
+  max_loaded_models:
+    description: How many of the models may be loaded at once. The largest ones are planned together.
+    type: int
+    default: 1
+  state:
+    description: V(asserted) fails where something does not fit, or where the server would silently give less than asked.
+    type: str
+    choices: [planned, asserted]
+    default: planned
+  write_to:
+    description: File on the host for the plan, as JSON. Not rewritten while only what others hold on a card has moved by up to 256 MiB.
+    type: path
+  server_url:
+    description: The Ollama server, for O(models[].from_server).
+    type: str
+    default: http://127.0.0.1:11434
+  venv:
+    description: Virtual environment with nvidia-ml-py, used where the module's own Python lacks it.
+    type: path
+    default: /opt/gpufleet/venv
+"""
+
+EXAMPLES = r"""
+- name: Will Qwen3-14B in 8 bits with 64k tokens of context fit a card that is not bought yet?
+  gpufleet.llm.gpu_capacity:
+    models:
+      - ref: qwen3:14b-q8_0
+        num_ctx: 40960
+        kv_cache_type: q8_0
+    gpus:
+      - name: RTX 4090
+        total_mib: 24564
+  delegate_to: localhost
+
+- name: Stop the play unless the declared model fits this host's cards
+  gpufleet.llm.gpu_capacity:
+    models:
+      - ref: qwen3:14b
+        num_ctx: 40960
+        num_parallel: 2
+        kv_cache_type: q8_0
+    state: asserted
+    write_to: /etc/gpufleet/plan.json
+"""
+
+RETURN = r"""
+plan:
+  description: The plan, as it is written to O(write_to).
+  type: dict
+  returned: always
+  contains:
+    fits:
+      description: Whether everything fits; null where the formula alone cannot tell, or no card could be read.
+      type: bool
+    method:
+      description: V(formula), V(dry_run), or V(mixed) where the models differ.
+      type: str
+    engine_build:
+      description: Build of llama.cpp that the figures are of, such as V(b10488).
+      type: str
+    models:
+      description:
+        - For each model its C(name), the terms C(weights_mib), C(kv_mib), C(compute_mib), C(context_mib) (CUDA's) and C(scratch_mib), their sum
+          C(total_mib), C(host_mib) (input embedding in the host's memory), C(effective_num_ctx) and C(capped_by) (V(trained), V(default) or null).
+        - C(num_parallel), C(num_batch), C(kv_cache_type) and C(flash_attention) as the server will use them, C(gpu) (indexes of its cards),
+          C(per_gpu_mib), C(fits), C(method), and C(formula_mib) and C(dry_run_mib), the sums of weights, KV and compute by either method.
+        - A term that is not known is null; C(total_mib) is then the least that it takes.
+      type: list
+      elements: dict
+    gpus:
+      description: For each card C(index), C(uuid), C(name), C(total_mib), C(reserved_mib), C(used_mib), C(budget_mib), C(planned_mib), C(headroom_mib).
+      type: list
+      elements: dict
+    suggestions:
+      description: Changes with which it fits, least loss first, each with C(model), C(change), C(total_mib) and C(fits).
+      type: list
+      elements: dict
+    errors:
+      description: For each model that does not fit, what it needs, what there is, and what to change.
+      type: list
+      elements: str
+    problems:
+      description: What is asked and would silently not be given, such as a context above the trained one.
+      type: list
+      elements: str
+    warnings:
+      description: What limits the plan.
+      type: list
+      elements: str
+  sample:
+    fits: true
+    method: formula
+    engine_build: b10488
+    models:
+      - {name: "qwen3:14b", weights_mib: 8423, kv_mib: 6800, compute_mib: 202, context_mib: 457, scratch_mib: 320, total_mib: 16202,
+         effective_num_ctx: 40960, capped_by: null, gpu: [0], formula_mib: 15425, dry_run_mib: null, fits: true}
+    gpus:
+      - {index: 0, uuid: GPU-6b1c, name: NVIDIA GeForce RTX 4090, total_mib: 24564, budget_mib: 23186, planned_mib: 16202, headroom_mib: 6984}
+    suggestions: []
+sources:
+  description: For each model where its shape came from, and how many bytes and requests that took.
+  type: list
+  elements: dict
+  returned: always
+  sample: [{name: "qwen3:14b", source: "qwen3:14b (registry)", bytes_read: 7340032, requests: 5, file_bytes: 9276183008}]
+"""
+
+import os
+import re
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.common.respawn import has_respawned, respawn_module
+
+from ansible_collections.gpufleet.llm.plugins.module_utils import _dry_run, _gguf, _nvml, _ollama, _plan, _vram
+
+SOURCES = ("metadata", "gguf", "url", "ref", "from_server")
+CARD = {
+    "name": {"type": "str"},
+    "uuid": {"type": "str"},
+    "total_mib": {"type": "int", "required": True},
+    "reserved_mib": {"type": "int", "default": _plan.DEFAULT_RESERVED_MIB},
+    "used_mib": {"type": "int", "default": 0},
+    "compute_capability": {"type": "str"},
+}
+MODEL = {
+    "name": {"type": "str"},
+    "num_ctx": {"type": "int"},
+    "num_parallel": {"type": "int", "default": 1},
+    "kv_cache_type": {"type": "str", "default": "f16", "choices": list(_vram.KV_TYPES)},
+    "flash_attention": {"type": "bool", "default": True},
+    "num_batch": {"type": "int"},
+    "metadata": {"type": "dict"},
+    "gguf": {"type": "path"},
+    "url": {"type": "str"},
+    "ref": {"type": "str"},
+    "from_server": {"type": "str"},
+}
+ERRORS = (_plan.PlanError, _vram.VramError, _gguf.GgufError, _ollama.OllamaError, _dry_run.DryRunError)
+
+
+def wish_of(model, client):
+    """A model of the arguments as _plan takes it, its header read."""
+    name = model["name"] or model["ref"] or model["from_server"] or os.path.basename(model["gguf"] or model["url"] or "") or "the model"
+    for setting, least, most in (("num_ctx", 1, 1 << 24), ("num_parallel", 1, 1024), ("num_batch", 1, 1 << 20)):
+        if model[setting] is not None and not least <= model[setting] <= most:
+            raise _plan.PlanError(f"Model {name}: {setting}={model[setting]} is out of bounds; wanted is {least:,} to {most:,}.")
+    if model["gguf"]:
+        header = _gguf.read_file(model["gguf"])
+    elif model["url"]:
+        header = _gguf.read_url(model["url"])
+    elif model["ref"]:
+        header = _gguf.read_registry(model["ref"])
+    elif model["from_server"]:
+        header = header_of_server(client.show(model["from_server"]), model["from_server"])
+    else:
+        header = _gguf.from_metadata(model["metadata"])
+    settings = ("num_ctx", "num_parallel", "kv_cache_type", "flash_attention", "num_batch")
+    return {"name": name, "header": header, "gguf": model["gguf"], **{key: model[key] for key in settings}}
+
+
+def header_of_server(answer, name):
+    """The whole header where the server's blob can be read from here (its Modelfile names it), else what the server says."""
+    blob = re.search(r"^FROM (/\S+)$", answer.get("modelfile", ""), re.MULTILINE)
+    if blob and os.access(blob[1], os.R_OK):
+        return {**_gguf.read_file(blob[1]), "source": f"{name} (Ollama server)"}
+    return _gguf.from_show(answer, name)
+
+
+def read_text(path):
+    """The text of a file, '' where it is not there."""
+    if not path or not os.path.exists(path):
+        return ""
+    with open(path, encoding="utf-8", errors="replace") as handle:
+        return handle.read()
+
+
+def dry_runs(module, engine):
+    """The dry run as _plan.make() wants it: what the written plan remembers of it, or the engine's answer now."""
+    written = read_text(module.params["write_to"])
+    given = module.params["gpus"] is not None
+
+    def dry_run(wish, cards, num_batch):
+        before = _plan.remembered(written, wish, cards, num_batch, engine["label"])
+        return before or _dry_run.run(engine, wish, cards, num_batch, given)
+
+    return dry_run
+
+
+def cards_of(module):
+    """(cards, None), or (None, why no card could be read and nothing was given instead)."""
+    if module.params["gpus"] is not None:
+        return _plan.cards_given(module.params["gpus"]), None
+    python = os.path.join(module.params["venv"], "bin/python")
+    if _nvml.client() is None and not has_respawned() and os.access(python, os.X_OK):
+        respawn_module(python)
+    instead = module.params["gpus_if_unreadable"]
+    try:
+        return _plan.cards_read(_nvml.sample()), None
+    except _plan.PlanError as error:
+        if instead is None:
+            raise
+        return (_plan.cards_given(instead) if instead else None), str(error)
+
+
+def write(module, path, plan):
+    """Bring the file to the plan; {changed, diff}."""
+    after, before = _plan.document(plan), read_text(path)
+    changed = not _plan.same(before, plan)
+    if changed and not module.check_mode:
+        if not os.path.isdir(os.path.dirname(path)):
+            module.fail_json(msg=f"The folder of write_to={path} is not there. Make it first, owned by root, mode 0755.")
+        part = os.path.join(module.tmpdir, "plan.json")
+        with open(part, "w", encoding="utf-8") as handle:
+            handle.write(after)
+        module.atomic_move(part, path)
+    if (changed or os.path.exists(path)) and not (changed and module.check_mode):
+        changed = module.set_mode_if_different(path, "0644", changed)
+    return {"changed": changed, "diff": {"before_header": path, "after_header": path, "before": before, "after": after if changed else before}}
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "models": {
+                "type": "list",
+                "elements": "dict",
+                "required": True,
+                "options": MODEL,
+                "mutually_exclusive": [SOURCES],
+                "required_one_of": [SOURCES],
+            },
+            "gpus": {"type": "list", "elements": "dict", "options": CARD},
+            "gpus_if_unreadable": {"type": "list", "elements": "dict", "options": CARD},
+            "method": {"type": "str", "default": "auto", "choices": ["auto", "formula", "dry_run"]},
+            "engine": {"type": "path", "default": "/opt/ollama/current/lib/ollama"},
+            "engine_environment": {"type": "dict", "default": {}},
+            "engine_user": {"type": "str", "default": "ollama"},
+            "engine_build": {"type": "int"},
+            "reserve_mib": {"type": "int", "default": 1024},
+            "max_loaded_models": {"type": "int", "default": 1},
+            "state": {"type": "str", "default": "planned", "choices": ["planned", "asserted"]},
+            "write_to": {"type": "path"},
+            "server_url": {"type": "str", "default": _ollama.DEFAULT_URL},
+            "venv": {"type": "path", "default": "/opt/gpufleet/venv"},
+        },
+        supports_check_mode=True,
+    )
+    asked = module.params
+    result = {"changed": False}
+    try:
+        cards, unreadable = cards_of(module)
+        client = _ollama.Client(asked["server_url"], timeout=30)
+        wishes = [wish_of(model, client) for model in asked["models"]]
+        engine = None if asked["method"] == "formula" else _dry_run.find(asked["engine"], asked["engine_environment"], asked["engine_user"])
+        if asked["method"] == "dry_run" and engine is None:
+            module.fail_json(
+                msg=f"method=dry_run needs llama-server in engine={asked['engine']}, and it is not there."
+                " Install Ollama (role gpufleet.llm.ollama) or use method=formula."
+            )
+        plan = _plan.make(
+            wishes,
+            cards or [],
+            reserve_mib=asked["reserve_mib"],
+            max_loaded_models=asked["max_loaded_models"],
+            build=asked["engine_build"] or (engine and engine["build"]),
+            dry_run=engine and cards and dry_runs(module, engine),
+        )
+    except ERRORS as error:
+        module.fail_json(msg=str(error))
+    if unreadable:
+        plan["warnings"].append(f"{unreadable} Planned for the cards in gpus_if_unreadable." if cards else unreadable)
+    if cards is None:
+        plan["fits"] = None
+    if asked["method"] == "dry_run" and plan["method"] != "dry_run":
+        module.fail_json(msg=f"The dry run could not be had. {' '.join(plan['warnings'])}", plan=plan)
+    result["plan"] = plan
+    result["sources"] = [
+        {"name": wish["name"], **{key: wish["header"][key] for key in ("source", "bytes_read", "requests", "file_bytes")}} for wish in wishes
+    ]
+    for warning in plan["warnings"]:
+        module.warn(warning)
+    faults = plan["errors"] + plan["problems"]
+    if asked["state"] == "asserted" and faults:
+        module.fail_json(msg=" ".join(faults), **result)
+    if asked["write_to"]:
+        result.update(write(module, asked["write_to"], plan))
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()
