@@ -34,7 +34,8 @@ def closing():
             page = answer.read(200000).decode(errors="replace")
     except OSError as fault:
         raise LabError(
-            f"Open WebUI does not answer at {where} ({fault}). `journalctl -u open-webui` on the host says why: molecule/lab/lab exec {NAME} {HOST} -- journalctl -u open-webui -n 50"
+            f"Open WebUI does not answer at {where} ({fault}). Its journal says why: "
+            f"molecule/lab/lab exec {NAME} {HOST} -- journalctl -u open-webui -n 50"
         ) from fault
     if "Open WebUI" not in page:
         raise LabError(f"{where} answers, but not with Open WebUI's page: {page[:200]!r}")

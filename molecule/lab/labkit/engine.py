@@ -53,7 +53,8 @@ def install():
         return
     if not _which("apt-get"):
         raise LabError(
-            f"This machine lacks {', '.join(packages)} and has no apt-get to install them with. Install them, or run the lab on Debian or Ubuntu."
+            f"This machine lacks {', '.join(packages)} and has no apt-get to install them with. "
+            "Install them, or run the lab on Debian or Ubuntu."
         )
     log = cache("log", "apt.log")
     with step(f"Installing {', '.join(packages)} on this machine", "10-60 s"):

@@ -14,7 +14,7 @@ import re
 import time
 from datetime import datetime, timezone
 
-from . import ca, engine, hardware, image, mirror, world
+from . import engine, hardware, image, mirror, world
 from .shell import LabError, as_root, cache, docker, interactive, run, say, step, wait_for
 
 NAME = re.compile(r"^[a-z0-9][a-z0-9-]{0,30}$")
@@ -54,7 +54,8 @@ def check_hosts(hosts):
         unknown = set(host) - KEYS
         if unknown:
             raise LabError(
-                f"Host {host.get('name')!r} of the lab has unknown keys {', '.join(sorted(unknown))}; known are {', '.join(sorted(KEYS))}."
+                f"Host {host.get('name')!r} of the lab has unknown keys {', '.join(sorted(unknown))}; "
+                f"known are {', '.join(sorted(KEYS))}."
             )
         full = {
             "image": "debian12",
@@ -65,7 +66,8 @@ def check_hosts(hosts):
         }
         if not NAME.match(full.get("name", "")) or full["name"] == "mirror":
             raise LabError(
-                f"{full.get('name')!r} cannot be a host of the lab: wanted are small letters, digits and dashes, and not `mirror`."
+                f"{full.get('name')!r} cannot be a host of the lab: "
+                "wanted are small letters, digits and dashes, and not `mirror`."
             )
         if full["image"] not in world.SUITES:
             raise LabError(
@@ -139,7 +141,8 @@ def _start_host(name, host, tag, cgroup):
         network(name),
         "--network-alias",
         host["name"],
-        # What a host's root has and a container's lacks: mounts for the sandboxes of units, addresses, and a look into other users' processes.
+        # What a host's root has and a container's lacks: mounts for the sandboxes of units,
+        # addresses, and a look into other users' processes.
         "--cap-add",
         "SYS_ADMIN",
         "--cap-add",
@@ -226,13 +229,25 @@ def _refresh_lists(box, tag):
         docker("exec", box, "apt-get", "update", "-q")
 
 
-def recipe(name, host, tag):
-    """Return a digest of what a host is made from: a host of another recipe is made anew."""
+def recipe(name, host, tag, server):
+    """Return a digest of what a host is made from: a host of another recipe, or of another server, is made anew."""
     laid = {
         path: [str(part) for part in value]
         for path, value in hardware.files(mirror_folder(name), host["card"], host["front"]).items()
     }
-    return hashlib.sha256(json.dumps([host, tag, laid], sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps([host, tag, server, laid], sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _boot(name, hosts, tags, cgroup):
+    """Create and boot hosts side by side."""
+    how = "the systemd hierarchy of cgroup v1 shared with this machine"
+    if cgroup == 2:
+        how = "a private cgroup v2 namespace, remounted writable"
+    what = f"Booting {', '.join(host['name'] for host in hosts)} in lab {name}, with {how}"
+    with step(what, "2-4 s a host"), concurrent.futures.ThreadPoolExecutor(max_workers=4) as pool:
+        jobs = [pool.submit(_start_host, name, host, tags[host["image"]], cgroup) for host in hosts]
+        for job in concurrent.futures.as_completed(jobs):
+            job.result()
 
 
 def up(name, hosts, server=None, shape=None):
@@ -241,11 +256,6 @@ def up(name, hosts, server=None, shape=None):
     hosts = check_hosts(hosts)
     engine.up()
     facts = engine.facts()
-    how = (
-        "the systemd hierarchy of cgroup v1 shared with this machine"
-        if facts["cgroup"] == 1
-        else "a private cgroup v2 namespace, remounted writable"
-    )
     if platform.machine() != "x86_64":
         raise LabError(f"The lab's hosts are x86_64; this machine is {platform.machine()}.")
     tags = {kind: image.build(kind) for kind in sorted({host["image"] for host in hosts} | {"debian12"})}
@@ -257,20 +267,14 @@ def up(name, hosts, server=None, shape=None):
     mirror.lay_out(mirror_folder(name), grade, shape)
     mirror.start(name, network(name), tags["debian12"], mirror_folder(name))
     _write_state(name, {**known, "server": grade, "shape": shape})
-    wanted = {}
+    wanted = []
     for host in hosts:
-        host["recipe"] = recipe(name, host, tags[host["image"]])
+        host["recipe"] = recipe(name, host, tags[host["image"]], grade)
         have = known["hosts"].get(host["name"], {}).get("recipe")
         if have != host["recipe"] or not _running(container(name, host["name"])):
-            wanted[host["name"]] = host
+            wanted.append(host)
     if wanted:
-        with step(f"Booting {', '.join(sorted(wanted))} in lab {name}, with {how}", "2-4 s a host"):
-            with concurrent.futures.ThreadPoolExecutor(max_workers=4) as pool:
-                jobs = {
-                    pool.submit(_start_host, name, host, tags[host["image"]], facts["cgroup"]): host for host in wanted.values()
-                }
-                for job in concurrent.futures.as_completed(jobs):
-                    job.result()
+        _boot(name, wanted, tags, facts["cgroup"])
     hardware.place_cards(name, hosts, grade)
     recorded = {**known["hosts"], **{host["name"]: host for host in hosts}}
     _write_state(
@@ -286,7 +290,8 @@ def up(name, hosts, server=None, shape=None):
     )
     for host in hosts:
         say(
-            f"{host['name']} runs ({host['image']}, {address(name, host['name'])}): docker exec -it {container(name, host['name'])} bash"
+            f"{host['name']} runs ({host['image']}, {address(name, host['name'])}): "
+            f"docker exec -it {container(name, host['name'])} bash"
         )
 
 
@@ -338,7 +343,8 @@ def status(name=None):
     for lab in [name] if name else names():
         known = state(lab) or {}
         say(
-            f"lab {lab}: server {known.get('server', 'unknown')}, faults: {', '.join(' '.join(fault) for fault in known.get('faults', [])) or 'none'}"
+            f"lab {lab}: server {known.get('server', 'unknown')}, "
+            f"faults: {', '.join(' '.join(fault) for fault in known.get('faults', [])) or 'none'}"
         )
         said = docker(
             "ps", "--all", "--filter", f"label=gpufleet.lab={lab}", "--format", "  {{.Names}}\t{{.Status}}\t{{.Image}}"

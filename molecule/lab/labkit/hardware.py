@@ -1,7 +1,7 @@
 # Copyright (c) 2026, gpufleet.llm maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a lab host has that a container has not: a GPU to be read through NVML, its device nodes, the kernel's files about it."""
+"""What a lab host has that a container has not: a GPU that NVML shows, its device nodes, the kernel's files about it."""
 
 from __future__ import annotations
 
@@ -113,7 +113,8 @@ def library():
             run(["sh", NVML / "build.sh", work])
         else:
             say(
-                f"Compiling the NVML simulator in a Debian 12 container: this machine's C library {version[0]}.{version[1]} is newer than a host's (60 s)"
+                f"Compiling the NVML simulator in a Debian 12 container: this machine's C library "
+                f"{version[0]}.{version[1]} is newer than a host's (60 s)"
             )
             script = (
                 "apt-get update -q && apt-get install -q -y --no-install-recommends gcc libc6-dev && sh /nvml/build.sh /out"
@@ -155,7 +156,7 @@ def _rootfs():
 
 
 def _weights(mirror):
-    """Return {path: (content, mode)} of what lays a mirror's large weights into a host's store, as holes, instead of a download of 9 GB of zeros."""
+    """Return {path: (content, mode)} of what lays a mirror's large weights into a host's store: holes, not 9 GB of zeros."""
     laid = {"/usr/local/lib/lab/place_blob.py": ((LAB / "services" / "place_blob.py").read_bytes(), 0o755)}
     for path in [mirror / "place.json", *sorted((mirror / "headers").iterdir())]:
         laid[f"{PLACE}/{path.relative_to(mirror)}"] = (path.read_bytes(), 0o644)

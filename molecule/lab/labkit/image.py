@@ -132,8 +132,7 @@ def base(suite, sources):
             done = subprocess.run(
                 ["docker", "import", "--change", 'CMD ["/sbin/init"]', "-", tag],
                 stdin=tar.stdout,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
+                capture_output=True,
                 text=True,
                 check=False,
             )

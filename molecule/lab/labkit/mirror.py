@@ -18,7 +18,10 @@ GRADES = ("real", "standin")
 
 
 def grade(asked=None):
-    """Return which Ollama server the lab offers: real or standin. asked, or LAB_SERVER: real, standin or auto (real if it is built)."""
+    """Return which Ollama server the lab offers, real or standin.
+
+    asked, or else LAB_SERVER: real, standin, or auto (real if it is built).
+    """
     asked = asked or os.environ.get("LAB_SERVER") or "auto"
     if asked not in (*GRADES, "auto"):
         raise LabError(f"LAB_SERVER is {asked!r}; wanted is real, standin or auto.")
@@ -28,7 +31,8 @@ def grade(asked=None):
     built = os.access(build, os.X_OK) and run([build, "--check"], check=False).returncode == 0
     if asked == "real" and not built:
         raise LabError(
-            "LAB_SERVER=real, but the real Ollama server is not built on this machine. `make real-server` builds it (about 20 min on 2 cores)."
+            "LAB_SERVER=real, but the real Ollama server is not built on this machine. "
+            "`make real-server` builds it (about 20 min on 2 cores)."
         )
     return "real" if built else "standin"
 

@@ -58,7 +58,7 @@ def run(command, stdin=None, log=None, check=True, env=None):
         del settings["input"]
     try:
         if log is None:
-            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False, **settings)
+            done = subprocess.run(command, capture_output=True, check=False, **settings)
         else:
             log.parent.mkdir(parents=True, exist_ok=True)
             with open(log, "ab") as sink:

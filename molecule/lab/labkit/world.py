@@ -51,7 +51,7 @@ def debian_sources(targets, suite):
 
 
 def apt_sources(suite):
-    """Return [(uri, release)] for the images; [] where debootstrap's own default has to do (a machine without Debian sources)."""
+    """Return [(uri, release)] for the images; [] where debootstrap's own default has to do."""
     given = os.environ.get("LAB_DEBIAN_MIRROR")
     if given:
         return [(given, suite)]
@@ -71,7 +71,8 @@ def apt_configuration():
     for line in lines:
         if re.search(r"//(localhost|127\.)", line):
             raise LabError(
-                f"APT of this machine uses a proxy on its own loopback ({line.strip()}), which containers cannot reach. Let it listen on an address that they can, or set LAB_DEBIAN_MIRROR."
+                f"APT of this machine uses a proxy on its own loopback ({line.strip()}), which containers "
+                "cannot reach. Let it listen on an address that they can, or set LAB_DEBIAN_MIRROR."
             )
     return lines
 
@@ -169,7 +170,8 @@ def proxies(inside):
         if value:
             if re.search(r"//([^/@]*@)?(localhost|127\.)", value):
                 raise LabError(
-                    f"{name} of this machine is a proxy on its own loopback ({urlsplit(value).hostname}), which containers cannot reach. Let it listen on an address that they can."
+                    f"{name} of this machine is a proxy on its own loopback ({urlsplit(value).hostname}), which "
+                    "containers cannot reach. Let it listen on an address that they can."
                 )
             found[name] = found[name.upper()] = value
     if found:
