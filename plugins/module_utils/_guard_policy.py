@@ -347,16 +347,27 @@ def _assign(runners, present, listed, settings):
         else:
             record["model"] = None
             open_runners.append(key)
-    while free and open_runners:
-        pairs = sorted(
-            (_distance(runners[key], len(present[key]["gpus"]), model, settings), key, name)
-            for key in open_runners
-            for name, model in free.items()
-        )
-        best, key, name = pairs[0]
-        rivals = [pair for pair in pairs[1:] if (pair[1] == key) != (pair[2] == name) and pair[0] - best < 256]
-        _serve(runners[key], name, free.pop(name), best < 2048 and not rivals)
-        open_runners.remove(key)
+    # A runner never changes its model, so those that are new come first; the others only if models are left over.
+    new_ones = [key for key in open_runners if runners[key]["was"] is None or not runners[key]["sure"]]
+    for candidates, certain in ((new_ones, True), (open_runners, False)):
+        while free and candidates:
+            key, name, clear = _closest(candidates, free, runners, present, settings)
+            _serve(runners[key], name, free.pop(name), certain and clear)
+            open_runners.remove(key)
+            if candidates is not open_runners:
+                candidates.remove(key)
+
+
+def _closest(candidates, free, runners, present, settings):
+    """(runner, model, whether no other pair comes close): the pair whose sizes agree best."""
+    pairs = sorted(
+        (_distance(runners[key], len(present[key]["gpus"]), model, settings), key, name)
+        for key in candidates
+        for name, model in free.items()
+    )
+    best, key, name = pairs[0]
+    rivals = [pair for pair in pairs[1:] if (pair[1] == key) != (pair[2] == name) and pair[0] - best < 256]
+    return key, name, best < 2048 and not rivals
 
 
 def _serve(record, name, model, sure):
@@ -699,7 +710,8 @@ def decide(history, plan, budget, now, settings):
         if watching:
             worst = max(watching, key=lambda streak: streak["count"])
             return dict(quiet, why=f"{worst['rule']} seen {worst['count']} times, {settings['debounce']} wanted")
-        return dict(quiet, why="all use is explained")
+        young = sorted({streak["rule"] for streak in history["streaks"].values()})
+        return dict(quiet, why=f"seen, but not for long enough: {', '.join(young)}" if young else "all use is explained")
     lost = [streak for streak in believed if streak["rule"] == "gpu_lost"]
     if lost:
         return _act(quiet, lost[0], "fence", 0, {}, "a GPU is lost or asks for a reset: only a person can help")
