@@ -1095,12 +1095,17 @@ class Measured:
 
     MIB = 1024 * 1024
 
-    def __init__(self, held: dict[str, Any], version: str, settings: dict[str, Any] | None):
-        self.held, self.version, self.settings = held, version, settings
+    def __init__(self, held: Any, version: str, settings: dict[str, Any] | None, planned: list[dict[str, Any]]):
+        held = held if isinstance(held, dict) else {}
+        self.held = held["models"] if isinstance(held.get("models"), dict) else {}
+        self.wishes = str(held.get("wishes", ""))
+        self.version, self.settings = version, settings
+        # What the server itself counts is weights, KV cache and compute buffer, without CUDA's context.
+        self.predicted = {str(one.get("name")): one.get("dry_run_mib") or one.get("formula_mib") for one in planned}
 
     @classmethod
-    def read(cls, path: str | None, version: str, settings: dict[str, Any] | None) -> Measured:
-        """From the JSON file `path`; one that is not there or damaged holds nothing."""
+    def read(cls, path: str | None, version: str, settings: dict[str, Any] | None, planned: list[dict[str, Any]]) -> Measured:
+        """From the JSON file `path`, `{models: {name: measurement}, wishes}`; not there or damaged it holds nothing."""
         held = None
         if path:
             try:
@@ -1108,18 +1113,24 @@ class Measured:
                     held = json.load(source)
             except (OSError, ValueError):
                 held = None
-        return cls(held if isinstance(held, dict) else {}, version, settings)
+        return cls(held, version, settings, planned)
 
     def of(self, name: str, found: dict[str, Any], entry: dict[str, Any] | None) -> dict[str, Any] | None:
         """The measurement of a model: now when it is loaded, else the one remembered if it still holds."""
         now = {"digest": found["digest"], "version": self.version, "settings": self.settings}
+        before = self.held.get(name)
+        if not (isinstance(before, dict) and "size_mib" in before and all(before.get(key) == now[key] for key in now)):
+            before = None
+        predicted = self.predicted.get(name, (before or {}).get("predicted_mib"))
         if entry:
             size, vram = int(entry.get("size") or 0), int(entry.get("size_vram") or 0)
             sizes = {"size_mib": round(size / self.MIB), "size_vram_mib": round(vram / self.MIB)}
-            return {"name": name, **now, **sizes, "context_length": entry.get("context_length")}
-        before = self.held.get(name)
-        same = isinstance(before, dict) and all(before.get(key) == value for key, value in now.items())
-        return before if same and "size_mib" in before else None
+            measured = {"name": name, **now, **sizes, "context_length": entry.get("context_length")}
+        elif before:
+            measured = before
+        else:
+            return None
+        return {**measured, "predicted_mib": round(predicted) if predicted else None}
 
 
 def loaded_as(entry: dict[str, Any], store: Store) -> dict[str, Any]:
@@ -1176,3 +1187,46 @@ def problems(entries: Any, max_loaded: int = 0) -> list[str]:
             "it would unload one for the next at every run. Raise ollama_max_loaded_models if the plan allows, or set load: false."
         )
     return found
+
+
+def plan_models(
+    entries: list[dict[str, Any]],
+    on_server: list[str],
+    num_ctx: int | None = None,
+    num_parallel: int = 1,
+    kv_cache_type: str = "f16",
+    flash_attention: bool = True,
+) -> list[dict[str, Any]]:
+    """What gpu_capacity is to plan for declared models: where each one's shape is to be read, and its settings.
+
+    A shape is read from the server where it has the model, or what that is made from; else from the file or the
+    registry. A model made from another declared one inherits its source and parameters. One that is still to be
+    quantised is left out: its weights are not known before.
+    """
+    declared = [entry.declared for entry in map(Entry.of, entries) if entry.declared]
+    by_name = {one.name.lower(): one for one in declared}
+    there = {name.lower() for name in on_server}
+    wishes = []
+    for one in declared:
+        root, parameters, seen = one, dict(one.parameters), {one.name.lower()}
+        while root.base and root.base.lower() in by_name and root.base.lower() not in seen:
+            root = by_name[root.base.lower()]
+            seen.add(root.name.lower())
+            parameters = {**root.parameters, **parameters}
+        source = _plan_source(one, root, there)
+        if source:
+            wish = {"name": one.name, **source, "num_ctx": parameters.get("num_ctx", num_ctx), "num_batch": parameters.get("num_batch")}
+            wish.update(num_parallel=num_parallel, kv_cache_type=kv_cache_type, flash_attention=flash_attention)
+            wishes.append({key: value for key, value in wish.items() if value is not None})
+    return wishes
+
+
+def _plan_source(one: Declaration, root: Declaration, there: set[str]) -> dict[str, str] | None:
+    if one.quantize or root.quantize:
+        return {"from_server": one.name} if one.name.lower() in there else None
+    if root.files:
+        return {"from_server": one.name} if one.name.lower() in there else {"gguf": root.files[0]}
+    base = root.base or root.name
+    if base.lower() in there:
+        return {"from_server": base}
+    return {"ref": f"http://{base}" if root.insecure else base}

@@ -36,6 +36,22 @@ options:
       - JSON file on the managed host with what was measured of each model when it was last in memory.
         A measurement counts as long as the model, the server's version and its settings are the same.
     type: path
+  planned:
+    description: Models of a plan of M(gpufleet.llm.gpu_capacity), whose figures are to stand beside what is measured.
+    type: list
+    elements: dict
+    default: []
+  plan:
+    description: File of the plan on the managed host, for RV(plan_pending).
+    type: path
+  wishes:
+    description: Fingerprint of the wishes that the plan in O(plan) was made for. It is kept in O(measured).
+    type: str
+    default: ""
+  must_answer:
+    description: Whether to fail when no server answers. In check mode the module never does.
+    type: bool
+    default: true
 seealso:
   - module: gpufleet.llm.ollama_model
 author:
@@ -158,7 +174,7 @@ declared:
       type: bool
     measured:
       description:
-        - What it takes in memory. C(digest), C(version), C(settings), C(size_mib), C(size_vram_mib), C(context_length).
+        - What it takes in memory. C(name), C(digest), C(version), C(settings), C(size_mib), C(size_vram_mib), C(context_length), C(predicted_mib).
           From the server when it is loaded, else from O(measured), else null.
       type: dict
     digest:
@@ -183,11 +199,15 @@ declared:
       description: Whether the file there says something else.
       type: bool
 measured:
-  description: What O(measured) is to hold, by name of the model.
+  description: What O(measured) is to hold of the models, by name.
   type: dict
   returned: always
 measured_pending:
-  description: Whether O(measured) holds something else.
+  description: Whether O(measured) holds something else than RV(measured) under C(models) and O(wishes) under C(wishes).
+  type: bool
+  returned: always
+plan_pending:
+  description: Whether O(plan) is not there, or was made for other wishes.
   type: bool
   returned: always
 undeclared:
@@ -201,6 +221,8 @@ requests:
   returned: always
 """
 
+import os
+
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.gpufleet.llm.plugins.module_utils import _modelfile, _ollama, _ollama_model, _ollama_service
@@ -213,6 +235,10 @@ def main():
             "declared": {"type": "list", "elements": "dict", "default": []},
             "modelfiles": {"type": "path"},
             "measured": {"type": "path"},
+            "planned": {"type": "list", "elements": "dict", "default": []},
+            "plan": {"type": "path"},
+            "wishes": {"type": "str", "default": ""},
+            "must_answer": {"type": "bool", "default": True},
             "url": {"type": "str", "default": _ollama.DEFAULT_URL},
             "timeout": {"type": "int", "default": 600},
         },
@@ -222,7 +248,7 @@ def main():
     try:
         entries = [_ollama_model.Entry.of(entry) for entry in params["declared"]]
         service = _ollama_service.observe(params["unit"]) if params["unit"] else None
-        told, warnings = look(params, entries, service, module.check_mode)
+        told, warnings = look(params, entries, service, must_answer=params["must_answer"] and not module.check_mode)
     except (
         _ollama.OllamaError,
         _ollama_model.ModelError,
@@ -238,21 +264,23 @@ def main():
     module.exit_json(changed=False, **told)
 
 
-def look(params, entries, service, check_mode):
+def look(params, entries, service, must_answer):
     """What to return, and warnings."""
     client = _ollama.Client(params["url"], timeout=params["timeout"])
     try:
         version = client.version()
     except _ollama.OllamaError as error:
-        if not (check_mode and error.down):
+        if must_answer or not error.down:
             raise
         told = {"reachable": False, "models": [], "loaded": [], "undeclared": [], "requests": {"count": 1, "seconds": 0.0}}
         told["declared"] = [with_modelfile(entry.predicted(), entry, params["modelfiles"]) for entry in entries]
-        told.update(measured={}, measured_pending=False)
-        return told, [f"{error} The prediction takes the server to have no models yet."]
+        told.update(measured={}, measured_pending=False, plan_pending=bool(params["plan"]))
+        return told, [f"{error} The server is taken to have no models yet."] if params["must_answer"] else []
     store = _ollama_model.Store(client)
     ps = client.ps()
-    remembered = _ollama_model.Measured.read(params["measured"], version, (service or {}).get("settings"))
+    remembered = _ollama_model.Measured.read(
+        params["measured"], version, (service or {}).get("settings"), params["planned"]
+    )
     compared, warnings = [], []
     for entry in entries:
         one, more = entry.compare(client, store, ps, remembered)
@@ -266,7 +294,8 @@ def look(params, entries, service, check_mode):
         "loaded": [_ollama_model.loaded_as(one, store) for one in ps],
         "declared": compared,
         "measured": measured,
-        "measured_pending": bool(params["measured"]) and measured != remembered.held,
+        "measured_pending": bool(params["measured"]) and (measured, params["wishes"]) != (remembered.held, remembered.wishes),
+        "plan_pending": bool(params["plan"]) and (not os.path.exists(params["plan"]) or params["wishes"] != remembered.wishes),
         "undeclared": _ollama_model.undeclared([entry.declared for entry in entries if entry.declared], store.all()),
         "requests": {"count": len(client.requests), "seconds": round(client.seconds, 4)},
     }

@@ -1,0 +1,14 @@
+# Copyright (c) 2026, gpufleet.llm maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+from ansible_collections.gpufleet.llm.plugins.module_utils import _ollama_model
+
+
+class FilterModule:
+    """The filter gpufleet.llm.plan_models."""
+
+    def filters(self):
+        return {"plan_models": _ollama_model.plan_models}
