@@ -4,11 +4,11 @@
 
 from __future__ import annotations
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _ollama_model
+from ansible_collections.gpufleet.llm.plugins.module_utils import _models_declared
 
 
 class FilterModule:
     """The filter gpufleet.llm.model_problems."""
 
     def filters(self):
-        return {"model_problems": _ollama_model.problems}
+        return {"model_problems": _models_declared.problems}

@@ -4,11 +4,11 @@
 
 from __future__ import annotations
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _ollama_model
+from ansible_collections.gpufleet.llm.plugins.module_utils import _models_declared
 
 
 class FilterModule:
     """The filter gpufleet.llm.plan_models."""
 
     def filters(self):
-        return {"plan_models": _ollama_model.plan_models}
+        return {"plan_models": _models_declared.plan_models}

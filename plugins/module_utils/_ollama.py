@@ -107,7 +107,8 @@ def parse_name(text: Any) -> Name:
     for what, part, rule in parts:
         if not rule.match(part):
             raise ValueError(
-                f"'{given[:120]}' is no model name: its {what} '{part[:90]}' has to start with a letter, a digit or '_' and go on"
+                f"'{given[:120]}' is no model name: its {what} '{part[:90]}' has to start with a letter, a digit or '_' "
+                "and go on"
                 f" with these{' or -' if what == 'namespace' else ', . or -'}, at most 80 in all."
                 + (" A name with a registry host needs a namespace too: host/namespace/model." if what == "namespace" else "")
             )
@@ -319,7 +320,9 @@ class Client:
         return size
 
     def chat(self, model: str, messages: list[dict[str, Any]], **fields: Any) -> Iterator[dict[str, Any]]:
-        """The lines of an answer of /api/chat, as they come; the last has `done`. `fields` are further fields of the request."""
+        """The lines of an answer of /api/chat, as they come; the last has `done`. `fields` are further fields of the "
+        "request.
+        """
         return self._until_done(self._stream("/api/chat", {"model": model, "messages": messages, **fields, "stream": True}))
 
     def generate(self, model: str, prompt: str, **fields: Any) -> Iterator[dict[str, Any]]:
@@ -501,7 +504,10 @@ class Client:
     def _network_error(self, error: Exception, sent: bool) -> OllamaError:
         url = self.url
         if isinstance(error, ConnectionRefusedError):
-            text = f"Nothing answers at {url} (connection refused). Wanted a running Ollama server there; see `systemctl status ollama` on the host."
+            text = (
+                f"Nothing answers at {url} (connection refused). Wanted a running Ollama server there; see `systemctl "
+                "status ollama` on the host."
+            )
             return OllamaError("refused", text)
         if isinstance(error, ssl.SSLError):
             return OllamaError(
@@ -513,12 +519,14 @@ class Client:
             what = f"said nothing for {limit:g} s" if sent else f"did not take a connection within {limit:g} s"
             return OllamaError(
                 "timeout",
-                f"The server at {url} {what}. It may be loading or stuck: see `journalctl -u ollama`; raise the timeout if it was busy.",
+                f"The server at {url} {what}. It may be loading or stuck: see `journalctl -u ollama`; raise the timeout "
+                "if it was busy.",
             )
         if not sent and isinstance(error, OSError):
             return OllamaError(
                 "unreachable",
-                f"{url} cannot be reached: {error.strerror or error}. Wanted the address of a running Ollama server; check url.",
+                f"{url} cannot be reached: {error.strerror or error}. Wanted the address of a running Ollama server; "
+                "check url.",
             )
         if isinstance(error, (http.client.BadStatusLine, http.client.UnknownProtocol)) and not isinstance(
             error, http.client.RemoteDisconnected
@@ -526,7 +534,8 @@ class Client:
             return self._not_ollama(f"it does not speak HTTP: {error}")
         return OllamaError(
             "cut",
-            f"The server at {url} closed the connection in the middle of an answer ({error or type(error).__name__}). See `journalctl -u ollama`; run again.",
+            f"The server at {url} closed the connection in the middle of an answer ({error or type(error).__name__}). "
+            "See `journalctl -u ollama`; run again.",
         )
 
     def _cut(self, after: str) -> OllamaError:

@@ -19,9 +19,7 @@ rewrites a file when it imports it, so the digest in the store says nothing abou
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import json
 import os
 import re
 import time
@@ -107,11 +105,11 @@ def declare(entry: dict[str, Any], folder: str = "") -> Declaration:
     relative paths of a Modelfile start. Reads no file. Raises ModelError or ModelfileError.
     """
     given = {key: value for key, value in entry.items() if value is not None}
-    name = _name(given.get("name"), "name")
+    name = name_of(given.get("name"), "name")
     fields = _fields(given, folder)
     parameters = _modelfile.validate_parameters(fields.get("parameters") or {})
     files = tuple(fields.get("files") or ())
-    base = _name(fields["from"], "from") if fields.get("from") else None
+    base = name_of(fields["from"], "from") if fields.get("from") else None
     where = f"Model {name}: "
     if base and _ollama.same_name(base, name):
         raise ModelError(
@@ -129,12 +127,12 @@ def declare(entry: dict[str, Any], folder: str = "") -> Declaration:
         pull=given.get("pull", "missing"),
         insecure=bool(given.get("insecure", False)),
         parameters=parameters,
-        template=_text(fields.get("template"), where + "template"),
-        system=_text(fields.get("system"), where + "system"),
+        template=text_of(fields.get("template"), where + "template"),
+        system=text_of(fields.get("system"), where + "system"),
         license=_texts(fields.get("license"), where + "license"),
         messages=_messages(fields.get("messages"), where),
-        renderer=_text(fields.get("renderer"), where + "renderer"),
-        parser=_text(fields.get("parser"), where + "parser"),
+        renderer=text_of(fields.get("renderer"), where + "renderer"),
+        parser=text_of(fields.get("parser"), where + "parser"),
         requires=_modelfile.check_requires(fields["requires"]) if fields.get("requires") else "",
     )
     if declared.pull not in PULL:
@@ -180,7 +178,8 @@ def _fields(given: dict[str, Any], folder: str) -> dict[str, Any]:
     )
     if clash:
         raise ModelError(
-            f"Model {given['name']}: a Modelfile and {', '.join(clash)} are given; say each thing in one place (parameters may stand in both)."
+            f"Model {given['name']}: a Modelfile and {', '.join(clash)} are given; say each thing in one place "
+            "(parameters may stand in both)."
         )
     declared = _modelfile.declaration(text)
     if declared.get("draft"):
@@ -195,7 +194,8 @@ def _fields(given: dict[str, Any], folder: str) -> dict[str, Any]:
         fields["from"] = sources[0]
     else:
         raise ModelError(
-            f"Model {given['name']}: its Modelfile has several FROM lines and not all are paths of GGUF files (a path starts with / or ./)."
+            f"Model {given['name']}: its Modelfile has several FROM lines and not all are paths of GGUF files (a path "
+            "starts with / or ./)."
         )
     for key, value in declared.items():
         fields[key] = {**value, **(given.get("parameters") or {})} if key == "parameters" else value
@@ -213,13 +213,14 @@ def _path(source: str, folder: str) -> str | None:
     if source.startswith(("./", "../")) or source.lower().endswith(".gguf"):
         if not folder:
             raise ModelError(
-                f"'{source}' in the Modelfile is a relative path, and there is no folder for it to start from; write an absolute path on the host."
+                f"'{source}' in the Modelfile is a relative path, and there is no folder for it to start from; write an "
+                "absolute path on the host."
             )
         return os.path.normpath(os.path.join(folder, source))
     return None
 
 
-def _name(value: Any, what: str) -> str:
+def name_of(value: Any, what: str) -> str:
     try:
         return _ollama.short_name(value)
     except ValueError as error:
@@ -233,7 +234,8 @@ def _hex(value: Any, what: str, least: int) -> str | None:
     text = text[len("sha256:") :] if text.startswith("sha256:") else text
     if not re.match(rf"[0-9a-f]{{{least},64}}\Z", text):
         raise ModelError(
-            f"{what} is '{str(value)[:80]}'; wanted {'64' if least == 64 else f'{least} to 64'} hex digits of a sha256, as ollama_info shows them."
+            f"{what} is '{str(value)[:80]}'; wanted {'64' if least == 64 else f'{least} to 64'} hex digits of a sha256, "
+            "as ollama_info shows them."
         )
     return text
 
@@ -258,7 +260,7 @@ def _adapter(value: Any, where: str) -> str | None:
     return str(value)
 
 
-def _text(value: Any, what: str) -> str:
+def text_of(value: Any, what: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
@@ -268,7 +270,7 @@ def _text(value: Any, what: str) -> str:
 
 def _texts(value: Any, what: str) -> tuple[str, ...]:
     values = value if isinstance(value, (list, tuple)) else [value]
-    return tuple(_text(one, what) for one in values if one not in (None, ""))
+    return tuple(text_of(one, what) for one in values if one not in (None, ""))
 
 
 def _messages(value: Any, where: str) -> tuple[dict[str, str], ...]:
@@ -276,7 +278,8 @@ def _messages(value: Any, where: str) -> tuple[dict[str, str], ...]:
     for one in value or ():
         if not isinstance(one, dict) or one.get("role") not in _modelfile.ROLES or not isinstance(one.get("content"), str):
             raise ModelError(
-                f"{where}each message has a role (one of {', '.join(_modelfile.ROLES)}) and a text as content; found {str(one)[:80]}."
+                f"{where}each message has a role (one of {', '.join(_modelfile.ROLES)}) and a text as content; found "
+                f"{str(one)[:80]}."
             )
         messages.append({"role": str(one["role"]), "content": str(one["content"])})
     return tuple(messages)
@@ -467,7 +470,7 @@ def _comparable(parameters: dict[str, Any]) -> dict[str, Any]:
     for name, value in parameters.items():
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             plain[name] = float(value)
-        elif value != [] and value != ():
+        elif value not in ([], ()):
             plain[name] = list(value) if isinstance(value, tuple) else value
     return plain
 
@@ -665,7 +668,8 @@ def _check_outcome(client: _ollama.Client, name: str, result: Result) -> None:
     left = difference(observe(client.show(name)), result.after)
     if left:
         raise ModelError(
-            f"Model {name} was created, but the server holds something else in {', '.join(left)}. Either another writer changed it at the same time "
+            f"Model {name} was created, but the server holds something else in {', '.join(left)}. Either another writer "
+            "changed it at the same time "
             "(run again), or this server's version sets it by itself (declare the value that `ollama show` gives)."
         )
 
@@ -674,7 +678,8 @@ def _check_requires(client: _ollama.Client, declared: Declaration) -> None:
     version = client.version()
     if _numbers(version) < _numbers(declared.requires):
         raise ModelError(
-            f"Model {declared.name} requires Ollama {declared.requires}; the server is {version}, and does not check that itself. Set ollama_version."
+            f"Model {declared.name} requires Ollama {declared.requires}; the server is {version}, and does not check "
+            "that itself. Set ollama_version."
         )
 
 
@@ -686,7 +691,8 @@ def _warn_of_context(declared: Declaration, base: dict[str, Any], result: Result
     asked, trained = declared.parameters.get("num_ctx"), base.get("trained_context")
     if asked and isinstance(trained, (int, float)) and asked > trained > 0:
         result.warnings.append(
-            f"Model {declared.name}: num_ctx={asked} exceeds the model's trained context of {int(trained):,}; Ollama caps it silently. "
+            f"Model {declared.name}: num_ctx={asked} exceeds the model's trained context of {int(trained):,}; Ollama "
+            "caps it silently. "
             f"Set num_ctx to {int(trained)} or less, or use a GGUF with YaRN metadata."
         )
 
@@ -785,11 +791,13 @@ def _ensure_pulled(
     if declared.pull == "never":
         if not found:
             raise ModelError(
-                f"Model {declared.name} is made from {name}, which the server does not have, and pull is never. Bring it there, or set pull: missing."
+                f"Model {declared.name} is made from {name}, which the server does not have, and pull is never. Bring it "
+                "there, or set pull: missing."
             )
         if not fits:
             raise ModelError(
-                f"{name} has digest {have}; base_digest wants {pin}, and pull is never. Bring that version there, or change base_digest."
+                f"{name} has digest {have}; base_digest wants {pin}, and pull is never. Bring that version there, or "
+                "change base_digest."
             )
         return
     if fits and (declared.pull == "missing" or pin is not None):
@@ -804,7 +812,8 @@ def _ensure_pulled(
             result.warnings.append(f"{error} Whether a pull of {name} would change it is not known{before}.")
     if offered is not None and pin is not None and not offered.startswith(pin):
         raise ModelError(
-            f"The registry has {name} with digest {offered}; base_digest wants {pin}. The tag was moved: check the new version and change base_digest."
+            f"The registry has {name} with digest {offered}; base_digest wants {pin}. The tag was moved: check the new "
+            "version and change base_digest."
         )
     if offered is not None and offered == have:
         return
@@ -824,7 +833,8 @@ def _ensure_pulled(
         raise ModelError(f"The server said that it pulled {name}, but does not list it. See `journalctl -u ollama`.")
     if pin is not None and not now.startswith(pin):
         raise ModelError(
-            f"{name} was pulled with digest {now}; base_digest wants {pin}. The tag was moved: check the new version and change base_digest."
+            f"{name} was pulled with digest {now}; base_digest wants {pin}. The tag was moved: check the new version and "
+            "change base_digest."
         )
 
 
@@ -864,7 +874,8 @@ def unload(client: _ollama.Client, name: str, result: Result, unload_timeout: fl
     while loaded_entry(client, name):
         if result.clock() >= deadline:
             raise ModelError(
-                f"Model {name} is still loaded {unload_timeout:g} s after the server was told to unload it: it is answering a request, or its runner hangs. "
+                f"Model {name} is still loaded {unload_timeout:g} s after the server was told to unload it: it is "
+                "answering a request, or its runner hangs. "
                 "Nothing was changed. Run again when it is idle, raise unload_timeout, or restart the service."
             )
         result.sleep(0.1)
@@ -896,11 +907,12 @@ def ensure_loaded(
             result.act(f"load {name}")
             return None
         raise ModelError(
-            f"Model {name} is not on the server, so it cannot be loaded. Give `from`, `gguf` or a Modelfile, or create it first."
+            f"Model {name} is not on the server, so it cannot be loaded. Give `from`, `gguf` or a Modelfile, or create "
+            "it first."
         )
     entry = running(client, found, client.ps())
-    forever = _is_forever(keep_alive)
-    if entry and not (forever and not _expires_never(entry)):
+    forever = is_forever(keep_alive)
+    if entry and not (forever and not expires_never(entry)):
         return entry
     if not result.act(f"load {found['name']}"):
         return entry
@@ -911,7 +923,8 @@ def ensure_loaded(
     entry = running(client, found, client.ps())
     if not entry:
         raise ModelError(
-            f"The server said that it loaded {name}, but does not list it as loaded. See `journalctl -u ollama`; keep_alive may be 0."
+            f"The server said that it loaded {name}, but does not list it as loaded. See `journalctl -u ollama`; "
+            "keep_alive may be 0."
         )
     return entry
 
@@ -941,32 +954,39 @@ def _runner(state: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in _comparable(state["parameters"]).items() if name in _modelfile.RUNNER_PARAMETERS}
 
 
-def _is_forever(keep_alive: Any) -> bool:
+def is_forever(keep_alive: Any) -> bool:
     return str(keep_alive).strip().startswith("-")
 
 
-def _expires_never(entry: dict[str, Any]) -> bool:
+def expires_never(entry: dict[str, Any]) -> bool:
     """The server gives `forever` a date some centuries ahead."""
     year = str(entry.get("expires_at", ""))[:4]
     return year.isdigit() and int(year) >= 2200
 
 
 def offload_problem(name: str, entry: dict[str, Any]) -> str | None:
-    """Why a model in /api/ps does not run wholly on the GPU, with the numbers; None when it does."""
+    """Why a model in /api/ps does not run wholly on the GPU, with the numbers; None when it does.
+
+    On a host without GPU the server logs its layers as offloaded all the same, and /api/ps then says 0 of 0 bytes
+    (tried on 0.32.15): nothing on the GPU is never all of it.
+    """
     size, vram = int(entry.get("size") or 0), int(entry.get("size_vram") or 0)
-    if vram >= size:
+    if on_gpu(size, vram):
         return None
     mib = 1024 * 1024
-    return _offload(name, {"size_mib": round(size / mib), "size_vram_mib": round(vram / mib)})
+    return offload_text(name, -(-size // mib), vram // mib)
 
 
-def _offload(name: str, measured: dict[str, Any]) -> str | None:
-    size, vram = measured["size_mib"], measured["size_vram_mib"]
-    if vram >= size:
-        return None
+def on_gpu(size: int, vram: int) -> bool:
+    """Whether all of `size` is on the GPU."""
+    return vram >= size and vram > 0
+
+
+def offload_text(name: str, size: int, vram: int) -> str:
     if vram == 0:
+        parts = f"none of its {size:,} MiB are on a GPU" if size else "nothing of it is on a GPU"
         return (
-            f"Model {name} runs on the CPU: none of its {size:,} MiB are on a GPU, and all of them were wanted there. "
+            f"Model {name} runs on the CPU: {parts}, and all of it was wanted there. "
             "The server found no GPU that it can use, or no room on it: see `journalctl -u ollama` for 'inference compute' "
             "(it takes driver 550 or later, and /dev/nvidia* open to the service). "
             "For a host without GPU set allow_offload: true."
@@ -977,256 +997,3 @@ def _offload(name: str, measured: dict[str, Any]) -> str | None:
         "Set ollama_kv_cache_type=q8_0, lower num_ctx or ollama_num_parallel, unload other models, or take a smaller "
         "quantisation; allow_offload: true accepts it."
     )
-
-
-# --- many at once --------------------------------------------------------------------------------------------------
-
-
-class Entry:
-    """A model of `models_declared`: a declaration, whether it is to be there, and whether it is to be in memory."""
-
-    KEYS = (
-        "name",
-        "from",
-        "gguf",
-        "gguf_sha256",
-        "modelfile",
-        "parameters",
-        "template",
-        "system",
-        "license",
-        "messages",
-        "adapter",
-        "renderer",
-        "parser",
-        "quantize",
-        "base_digest",
-        "pull",
-        "insecure",
-        "state",
-        "load",
-        "keep_alive",
-        "allow_offload",
-        "comment",
-    )
-
-    def __init__(self, name: str, declared: Declaration | None, entry: dict[str, Any]):
-        self.name, self.declared = name, declared
-        self.load = bool(entry.get("load")) and declared is not None
-        self.allow_offload = bool(entry.get("allow_offload"))
-        self.keep_alive = check_keep_alive(entry.get("keep_alive"))
-        self.comment = _text(entry.get("comment"), f"Model {name}: comment").strip()
-
-    @classmethod
-    def of(cls, entry: dict[str, Any]) -> Entry:
-        """The entry, checked. Raises ModelError or ModelfileError."""
-        unknown = sorted(str(key) for key in entry if key not in cls.KEYS)
-        name = _name(entry.get("name"), "name")
-        if unknown:
-            near = difflib.get_close_matches(unknown[0], cls.KEYS, n=1)
-            hint = f"Did you mean {near[0]}?" if near else f"It takes {', '.join(cls.KEYS)}."
-            raise ModelError(f"Model {name}: unknown key {', '.join(unknown)}. {hint}")
-        state = entry.get("state") or "present"
-        if state not in ("present", "absent"):
-            raise ModelError(f"Model {name}: state is '{state}'; it has to be present or absent.")
-        return cls(name, declare(entry) if state == "present" else None, entry)
-
-    @property
-    def file_name(self) -> str:
-        """Name of its Modelfile: the model's, without what a file name does not take."""
-        short = self.name[: -len(":latest")] if self.name.endswith(":latest") else self.name
-        return re.sub(r"[^A-Za-z0-9_.-]", "-", short) + ".modelfile"
-
-    @property
-    def modelfile(self) -> str:
-        comments = ("Written by Ansible (gpufleet.llm, role models) for people to read; the server does not read it.",)
-        return declared_modelfile(self.declared, comments + ((self.comment,) if self.comment else ()))
-
-    def compare(
-        self, client: _ollama.Client, store: Store, ps: list[dict[str, Any]], remembered: Measured
-    ) -> tuple[dict[str, Any], list[str]]:
-        """How it compares with the server, and warnings. Only reads."""
-        result = Result(check=True)
-        if self.declared:
-            ensure_present(client, store, self.declared, result)
-        else:
-            ensure_absent(client, store, self.name, result)
-        found = store.find(self.name)
-        entry = running(client, found, ps) if found and self.declared else None
-        lasting = not _is_forever(self.keep_alive) or (entry is not None and _expires_never(entry))
-        measured = remembered.of(self.name, found, entry) if found and self.declared else None
-        told = {
-            "name": self.name,
-            "pending": result.changed,
-            "differs": result.differs,
-            "actions": result.actions,
-            "load_pending": self.load and (result.changed or measured is None or not lasting),
-            "digest": found["digest"] if found else None,
-            "loaded": loaded_as(entry, store) if entry else None,
-            "measured": measured,
-            "problem": _offload(self.name, measured) if measured and not self.allow_offload else None,
-            "trained_context": result.trained_context,
-        }
-        return told, result.warnings
-
-    def predicted(self) -> dict[str, Any]:
-        """The same for a host that has no server yet."""
-        there = self.declared is not None
-        return {
-            "name": self.name,
-            "pending": there,
-            "differs": ["model"] if there else [],
-            "actions": [f"create {self.name}"] if there else [],
-            "load_pending": self.load,
-            "digest": None,
-            "loaded": None,
-            "measured": None,
-            "problem": None,
-            "trained_context": None,
-        }
-
-
-class Measured:
-    """What was measured of models when they were in memory, and whether it still holds.
-
-    It holds while the model, the server's version and the settings of its process are the same: a model that the
-    server has unloaded because nobody asked need not be loaded again to know what it takes.
-    """
-
-    MIB = 1024 * 1024
-
-    def __init__(self, held: Any, version: str, settings: dict[str, Any] | None, planned: list[dict[str, Any]]):
-        held = held if isinstance(held, dict) else {}
-        self.held = held["models"] if isinstance(held.get("models"), dict) else {}
-        self.wishes = str(held.get("wishes", ""))
-        self.version, self.settings = version, settings
-        # What the server itself counts is weights, KV cache and compute buffer, without CUDA's context.
-        self.predicted = {str(one.get("name")): one.get("dry_run_mib") or one.get("formula_mib") for one in planned}
-
-    @classmethod
-    def read(cls, path: str | None, version: str, settings: dict[str, Any] | None, planned: list[dict[str, Any]]) -> Measured:
-        """From the JSON file `path`, `{models: {name: measurement}, wishes}`; not there or damaged it holds nothing."""
-        held = None
-        if path:
-            try:
-                with open(path, encoding="utf-8") as source:
-                    held = json.load(source)
-            except (OSError, ValueError):
-                held = None
-        return cls(held, version, settings, planned)
-
-    def of(self, name: str, found: dict[str, Any], entry: dict[str, Any] | None) -> dict[str, Any] | None:
-        """The measurement of a model: now when it is loaded, else the one remembered if it still holds."""
-        now = {"digest": found["digest"], "version": self.version, "settings": self.settings}
-        before = self.held.get(name)
-        if not (isinstance(before, dict) and "size_mib" in before and all(before.get(key) == now[key] for key in now)):
-            before = None
-        predicted = self.predicted.get(name, (before or {}).get("predicted_mib"))
-        if entry:
-            size, vram = int(entry.get("size") or 0), int(entry.get("size_vram") or 0)
-            sizes = {"size_mib": round(size / self.MIB), "size_vram_mib": round(vram / self.MIB)}
-            measured = {"name": name, **now, **sizes, "context_length": entry.get("context_length")}
-        elif before:
-            measured = before
-        else:
-            return None
-        return {**measured, "predicted_mib": round(predicted) if predicted else None}
-
-
-def loaded_as(entry: dict[str, Any], store: Store) -> dict[str, Any]:
-    """An entry of /api/ps with what it means: whether a part runs on the CPU, whether the store has another by now."""
-    size, vram = int(entry.get("size") or 0), int(entry.get("size_vram") or 0)
-    name = str(entry.get("name", ""))
-    try:
-        now = store.digest(name)
-    except ValueError:
-        now = None
-    return {
-        "name": name,
-        "digest": entry.get("digest"),
-        "size": size,
-        "size_vram": vram,
-        "context_length": entry.get("context_length"),
-        "expires_at": entry.get("expires_at"),
-        "offloaded": vram < size,
-        "stale": now != entry.get("digest"),
-    }
-
-
-def undeclared(declared: list[Declaration], tags: list[dict[str, Any]]) -> list[str]:
-    """Names in the store that no declaration is, is made from, or keeps as its source."""
-    needed = set()
-    for one in declared:
-        needed |= {name.lower() for name in (one.name, one.base) if name}
-        needed |= {source.lower() for source in sources_of(one.name, tags)}
-    return sorted(name for name in (str(one.get("name", "")) for one in tags) if name.lower() not in needed)
-
-
-def problems(entries: Any, max_loaded: int = 0) -> list[str]:
-    """What is wrong with a list of declared models, a sentence each; nothing is asked of any host."""
-    if not isinstance(entries, list):
-        return ["models_declared is no list; each entry of it declares one model."]
-    found, names, loads = [], {}, []
-    for number, entry in enumerate(entries, 1):
-        if not isinstance(entry, dict):
-            found.append(f"Entry {number} of models_declared is {str(entry)[:60]}; it has to be keys with values, such as name and from.")
-            continue
-        try:
-            one = Entry.of(entry)
-        except (ModelError, _modelfile.ModelfileError) as error:
-            text = str(error)
-            found.append(text if text.startswith("Model ") else f"Model {entry.get('name', f'number {number}')}: {text}")
-            continue
-        if one.name.lower() in names:
-            found.append(f"Model {one.name} is declared twice (entries {names[one.name.lower()]} and {number}); say each thing once.")
-        names[one.name.lower()] = number
-        loads += [one.name] if one.load else []
-    if max_loaded and len(loads) > max_loaded:
-        found.append(
-            f"{len(loads)} models are to be loaded ({', '.join(loads)}), and the server keeps {max_loaded} in memory; "
-            "it would unload one for the next at every run. Raise ollama_max_loaded_models if the plan allows, or set load: false."
-        )
-    return found
-
-
-def plan_models(
-    entries: list[dict[str, Any]],
-    on_server: list[str],
-    num_ctx: int | None = None,
-    num_parallel: int = 1,
-    kv_cache_type: str = "f16",
-    flash_attention: bool = True,
-) -> list[dict[str, Any]]:
-    """What gpu_capacity is to plan for declared models: where each one's shape is to be read, and its settings.
-
-    A shape is read from the server where it has the model, or what that is made from; else from the file or the
-    registry. A model made from another declared one inherits its source and parameters. One that is still to be
-    quantised is left out: its weights are not known before.
-    """
-    declared = [entry.declared for entry in map(Entry.of, entries) if entry.declared]
-    by_name = {one.name.lower(): one for one in declared}
-    there = {name.lower() for name in on_server}
-    wishes = []
-    for one in declared:
-        root, parameters, seen = one, dict(one.parameters), {one.name.lower()}
-        while root.base and root.base.lower() in by_name and root.base.lower() not in seen:
-            root = by_name[root.base.lower()]
-            seen.add(root.name.lower())
-            parameters = {**root.parameters, **parameters}
-        source = _plan_source(one, root, there)
-        if source:
-            wish = {"name": one.name, **source, "num_ctx": parameters.get("num_ctx", num_ctx), "num_batch": parameters.get("num_batch")}
-            wish.update(num_parallel=num_parallel, kv_cache_type=kv_cache_type, flash_attention=flash_attention)
-            wishes.append({key: value for key, value in wish.items() if value is not None})
-    return wishes
-
-
-def _plan_source(one: Declaration, root: Declaration, there: set[str]) -> dict[str, str] | None:
-    if one.quantize or root.quantize:
-        return {"from_server": one.name} if one.name.lower() in there else None
-    if root.files:
-        return {"from_server": one.name} if one.name.lower() in there else {"gguf": root.files[0]}
-    base = root.base or root.name
-    if base.lower() in there:
-        return {"from_server": base}
-    return {"ref": f"http://{base}" if root.insecure else base}

@@ -83,7 +83,9 @@ def _properties(unit: str, systemctl: str) -> dict[str, str]:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=15, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise ServiceError(f"systemd cannot be asked about {unit}: {error}. Leave `unit` out where there is no systemd.") from None
+        raise ServiceError(
+            f"systemd cannot be asked about {unit}: {error}. Leave `unit` out where there is no systemd."
+        ) from None
     if done.returncode != 0:
         raise ServiceError(f"systemd cannot be asked about {unit}: {done.stderr.strip() or 'systemctl failed'}.")
     return dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)

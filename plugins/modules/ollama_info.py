@@ -225,7 +225,13 @@ import os
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _modelfile, _ollama, _ollama_model, _ollama_service
+from ansible_collections.gpufleet.llm.plugins.module_utils import (
+    _modelfile,
+    _models_declared,
+    _ollama,
+    _ollama_model,
+    _ollama_service,
+)
 
 
 def main():
@@ -246,7 +252,7 @@ def main():
     )
     params = module.params
     try:
-        entries = [_ollama_model.Entry.of(entry) for entry in params["declared"]]
+        entries = [_models_declared.Entry.of(entry) for entry in params["declared"]]
         service = _ollama_service.observe(params["unit"]) if params["unit"] else None
         told, warnings = look(params, entries, service, must_answer=params["must_answer"] and not module.check_mode)
     except (
@@ -278,9 +284,7 @@ def look(params, entries, service, must_answer):
         return told, [f"{error} The server is taken to have no models yet."] if params["must_answer"] else []
     store = _ollama_model.Store(client)
     ps = client.ps()
-    remembered = _ollama_model.Measured.read(
-        params["measured"], version, (service or {}).get("settings"), params["planned"]
-    )
+    remembered = _models_declared.Measured.read(params["measured"], version, (service or {}).get("settings"), params["planned"])
     compared, warnings = [], []
     for entry in entries:
         one, more = entry.compare(client, store, ps, remembered)
@@ -291,12 +295,12 @@ def look(params, entries, service, must_answer):
         "reachable": True,
         "version": version,
         "models": sorted((model(one) for one in store.all()), key=lambda one: one["name"]),
-        "loaded": [_ollama_model.loaded_as(one, store) for one in ps],
+        "loaded": [_models_declared.loaded_as(one, store) for one in ps],
         "declared": compared,
         "measured": measured,
         "measured_pending": bool(params["measured"]) and (measured, params["wishes"]) != (remembered.held, remembered.wishes),
         "plan_pending": bool(params["plan"]) and (not os.path.exists(params["plan"]) or params["wishes"] != remembered.wishes),
-        "undeclared": _ollama_model.undeclared([entry.declared for entry in entries if entry.declared], store.all()),
+        "undeclared": _models_declared.undeclared([entry.declared for entry in entries if entry.declared], store.all()),
         "requests": {"count": len(client.requests), "seconds": round(client.seconds, 4)},
     }
     return told, warnings
