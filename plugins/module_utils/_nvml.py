@@ -69,9 +69,7 @@ Stand-alone: nothing but the standard library; pynvml is imported late and may b
 from __future__ import annotations
 
 import contextlib
-import csv
 import ctypes
-import io
 import os
 import re
 import subprocess
@@ -605,7 +603,7 @@ def read_smi(run=subprocess.run, proc="/proc"):
     for gpu in answer["gpus"]:
         answer["driver_version"] = gpu.pop("driver_version", None) or answer["driver_version"]
     if done.returncode == GPU_IS_LOST:
-        answer["gpus"].append(_smi_lost(len(answer["gpus"]), done.stdout))
+        answer["gpus"].append(_smi_lost(len(answer["gpus"]), done.stdout, len(fields)))
     elif done.returncode != SUCCESS:  # nvidia-smi exits with the code of NVML
         return _failed(answer, done.returncode, " ".join(done.stdout.split())[:200] or "no text")
     _smi_processes(answer["gpus"], run, proc)
@@ -628,7 +626,8 @@ def _smi(run, query):
 
 
 def _rows(text):
-    return [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text)) if row]
+    """Cells of each line; nvidia-smi quotes nothing, and no value has a comma."""
+    return [[cell.strip() for cell in line.split(",")] for line in text.splitlines() if line.strip()]
 
 
 def _smi_gpu(fields, row):
@@ -656,14 +655,16 @@ def _converted(convert, text):
         return None
 
 
-def _smi_lost(index, text):
-    bus = re.search(r"([0-9A-Fa-f]{4,8}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-9A-Fa-f])", text)
+def _smi_lost(index, text, columns):
+    """The GPU of the message that nvidia-smi gives in place of its row."""
+    told = " ".join(line.strip() for line in text.splitlines() if line.count(",") != columns - 1)
+    bus = re.search(r"([0-9A-Fa-f]{4,8}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-9A-Fa-f])", told)
     return dict(
         EMPTY_GPU,
         index=index,
         state="lost",
         pci_bus_id=bus.group(1) if bus else None,
-        message=f"nvidia-smi reports a lost GPU ({' '.join(text.split())[-160:]}); this host has to be rebooted.",
+        message=f"nvidia-smi reports a lost GPU ({told[-160:]}); this host has to be rebooted.",
     )
 
 
