@@ -88,7 +88,10 @@ class World:
             "gpus": gpus if readable else [],
             "processes": processes if readable else [],
             "ollama": self._ollama(step, now, elapsed, tick),
-            "xids": {"state": "ok", "events": [{"at": f"{now}.{index}", "gpu": "A", "xid": xid} for index, xid in enumerate(events)]},
+            "xids": {
+                "state": "ok",
+                "events": [{"at": f"{now}.{index}", "gpu": "A", "xid": xid} for index, xid in enumerate(events)],
+            },
             "clock_step_s": clock_step,
         }
 
@@ -284,15 +287,24 @@ def judged(wants, theirs):
 
 def table():
     """Markdown of both tables."""
-    lines = ["| trace | what happens | wanted | vram-guard does | guard of the web: restarts, needless ones | misses it |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| trace | what happens | wanted | vram-guard does | guard of the web: restarts, needless ones | misses it |",
+        "|---|---|---|---|---|---|",
+    ]
     needless_sum = missed_sum = 0
     for name, trace, mine, theirs in comparison():
         needless, missed = judged(trace["wants"], theirs)
         needless_sum += needless
         missed_sum += missed
-        ours = ", ".join(f"{action} at {now} s" for now, action, _rule in mine) or "tells" * (trace["wants"] == "tell") or "nothing"
-        lines.append(f"| {name} | {trace['about'].strip()} | {trace['wants']} | {ours} | {len(theirs)}, {needless} | {'yes' if missed else ''} |")
-    lines.append(f"| **sum** | | | | **{needless_sum} needless** | **{missed_sum} of {sum(1 for one in all_traces().values() if one['wants'] != 'nothing')}** |")
+        ours = (
+            ", ".join(f"{action} at {now} s" for now, action, _rule in mine)
+            or "tells" * (trace["wants"] == "tell")
+            or "nothing"
+        )
+        cells = [name, trace["about"].strip(), trace["wants"], ours, f"{len(theirs)}, {needless}", "yes" if missed else ""]
+        lines.append(f"| {' | '.join(cells)} |")
+    faults = sum(1 for trace in all_traces().values() if trace["wants"] != "nothing")
+    lines.append(f"| **sum** | | | | **{needless_sum} needless** | **{missed_sum} of {faults}** |")
     return "\n".join(lines)
 
 

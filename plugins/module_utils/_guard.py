@@ -60,7 +60,9 @@ def load_config(path=CONFIG_PATH):
         raise GuardError(f"{path} cannot be read ({error}); the role vram_guard lays it down: run it again.") from error
     unknown = set(given) - set(CONFIG_DEFAULTS) | set(given.get("settings", {})) - set(policy.DEFAULTS)
     if unknown:
-        raise GuardError(f"{path} has unknown keys {', '.join(sorted(unknown))}; the role vram_guard writes this file: run it again.")
+        raise GuardError(
+            f"{path} has unknown keys {', '.join(sorted(unknown))}; the role vram_guard writes this file: run it again."
+        )
     config = dict(CONFIG_DEFAULTS, **given)
     config["settings"] = dict(policy.DEFAULTS, **config["settings"])
     if config["mode"] not in ("dry_run", "act"):
@@ -134,7 +136,15 @@ _RECORD = {
     "acts": {"rung": int, "kind": str, "subject": str, "at": float, "cleared": bool},
 }
 _OPTIONAL = {
-    "runners": {"cpu_s": float, "used_mib": float, "model": str, "was": str, "context": int, "unlisted": float, "baseline_mib": float},
+    "runners": {
+        "cpu_s": float,
+        "used_mib": float,
+        "model": str,
+        "was": str,
+        "context": int,
+        "unlisted": float,
+        "baseline_mib": float,
+    },
     "models": {},
     "streaks": {"target": dict},
     "acts": {},
@@ -202,7 +212,7 @@ def dump_state(history, clock, last):
 
 
 def read_text(path, limit=PAGE_LIMIT):
-    """The file's text or None where there is none; what is longer than limit or no UTF-8 comes back damaged, not as an error."""
+    """The file's text, or None where there is none; what is too long or no UTF-8 comes back damaged, not as an error."""
     try:
         with open(path, "rb") as handle:
             return handle.read(limit).decode("utf-8", "replace")
@@ -420,7 +430,7 @@ def process_stat(pid, read=read_text):
 
 
 def kind_of(comm, argv):
-    """ "server", "runner" or "other", by the names that Ollama gave its processes (before 0.30 both were `ollama`)."""
+    """A process's kind by the names that Ollama gave its own: server, runner (before 0.30 both `ollama`) or other."""
     if comm == "ollama":
         return "server" if "serve" in argv else "runner" if "runner" in argv else "other"
     return "runner" if comm in ("llama-server", "ollama_llama_se", "ollama-runner") else "other"
@@ -650,15 +660,32 @@ def write_metrics(folder, history, summary, clock):
     metric("acting", "gauge", "1 in act mode, 0 in a dry run.", [({}, int(history["mode"] == "act"))])
     sources = {"nvml": summary["nvml"]["state"], "ollama": summary["ollama"]["state"], "plan": summary["plan"]["state"]}
     sources["kernel_log"] = summary["xids"]
-    metric("source_readable", "gauge", "1 where the last read worked.", [({"source": key}, int(value == "ok")) for key, value in sources.items()])
+    metric(
+        "source_readable",
+        "gauge",
+        "1 where the last read worked.",
+        [({"source": key}, int(value == "ok")) for key, value in sources.items()],
+    )
     gpus = [gpu for gpu in summary["gpus"] if gpu["state"] == "ok"]
-    metric("gpu_memory_used_bytes", "gauge", "VRAM in use, without what driver and firmware reserve.", [({"uuid": gpu["uuid"]}, gpu["used_mib"] * MIB) for gpu in gpus])
-    metric("gpu_memory_free_bytes", "gauge", "VRAM that is free.", [({"uuid": gpu["uuid"]}, gpu["free_mib"] * MIB) for gpu in gpus])
+    metric(
+        "gpu_memory_used_bytes",
+        "gauge",
+        "VRAM in use, without what driver and firmware reserve.",
+        [({"uuid": gpu["uuid"]}, gpu["used_mib"] * MIB) for gpu in gpus],
+    )
+    metric(
+        "gpu_memory_free_bytes", "gauge", "VRAM that is free.", [({"uuid": gpu["uuid"]}, gpu["free_mib"] * MIB) for gpu in gpus]
+    )
     planned = [({"model": name}, int(size * MIB)) for name, size in sorted(summary["plan"]["models"].items())]
     metric("model_memory_planned_bytes", "gauge", "VRAM that the serving plan gives a model.", planned)
     firing = {alert["rule"] for alert in record["alerts"]}
     metric("signal", "gauge", "1 while a rule holds.", [({"rule": rule}, int(rule in firing)) for rule in policy.RULES])
-    metric("actions_total", "counter", "What the guard did, or in a dry run would have done.", [({"action": kind}, value) for kind, value in summary["totals"].items()])
+    metric(
+        "actions_total",
+        "counter",
+        "What the guard did, or in a dry run would have done.",
+        [({"action": kind}, value) for kind, value in summary["totals"].items()],
+    )
     try:
         write_text(os.path.join(folder, "vram_guard.prom"), "\n".join(lines) + "\n")
     except OSError as error:
@@ -690,9 +717,13 @@ def checked_request(text, config, clock):
     if config["mode"] != "act":
         raise GuardError("A request came although the mode is dry_run; nothing was done.")
     if request["boot"] != clock["boot"] or not -1 <= age <= 60:
-        raise GuardError(f"The request is {age:.0f} s old or of another boot; one of the last minute was wanted. Nothing was done.")
+        raise GuardError(
+            f"The request is {age:.0f} s old or of another boot; one of the last minute was wanted. Nothing was done."
+        )
     if kind == "restart" and request["unit"] != config["settings"]["unit"]:
-        raise GuardError(f"The request names {request['unit']!r}; only {config['settings']['unit']} may be restarted. Nothing was done.")
+        raise GuardError(
+            f"The request names {request['unit']!r}; only {config['settings']['unit']} may be restarted. Nothing was done."
+        )
     if kind == "end" and not (_is(request["pid"], int) and request["pid"] > 1 and _is(request["start"], int)):
         raise GuardError("The request names no process; nothing was done.")
     return request
@@ -783,7 +814,9 @@ def act(config, clock=None, run=None):
         return end_process(request, config)
     done = (run or subprocess.run)(["systemctl", "restart", request["unit"]], timeout=300, check=False)
     if done.returncode:
-        raise GuardError(f"systemctl restart {request['unit']} ended with {done.returncode}; `journalctl -u {request['unit']}` says why.")
+        raise GuardError(
+            f"systemctl restart {request['unit']} ended with {done.returncode}; `journalctl -u {request['unit']}` says why."
+        )
     return f"{request['unit']} restarted"
 
 
@@ -828,12 +861,13 @@ def status_text(config, clock):
     for alert in record["alerts"]:
         lines.append(f"  {alert['rule']:<18}for {alert['for_s']} s: {json.dumps(alert['numbers'])}")
     if history["fence"]:
-        lines.append(f"FENCED     for {now - history['fence']['since']:.0f} s: {history['fence']['why']}; `vram-guard unfence` when it is mended")
-    budget = {"limits": settings["budgets"], "spent": history["spent"]}
+        lasted = round(now - history["fence"]["since"])
+        lines.append(f"FENCED     for {lasted} s: {history['fence']['why']}; `vram-guard unfence` when it is mended")
     for kind, limits in settings["budgets"].items():
-        hour = sum(1 for when, what in budget["spent"] if what == kind and now - when < policy.HOUR)
-        day = sum(1 for when, what in budget["spent"] if what == kind and now - when < policy.DAY)
-        lines.append(f"budget     {kind:<8} {limits['hour'] - hour} of {limits['hour']} left this hour, {limits['day'] - day} of {limits['day']} this day")
+        ages = [now - when for when, what in history["spent"] if what == kind]
+        hour = limits["hour"] - sum(1 for age in ages if age < policy.HOUR)
+        day = limits["day"] - sum(1 for age in ages if age < policy.DAY)
+        lines.append(f"budget     {kind:<8} {hour} of {limits['hour']} left this hour, {day} of {limits['day']} this day")
     return "\n".join(lines)
 
 
@@ -857,7 +891,9 @@ def lift_fence(config, clock):
     text = read_text(path)
     history, now, _step, trouble = parse_state(text, clock)
     if text is None or trouble:
-        raise GuardError(f"There are no books to change ({trouble or 'vram-guard has not run yet'}); the next tick starts new ones.")
+        raise GuardError(
+            f"There are no books to change ({trouble or 'vram-guard has not run yet'}); the next tick starts new ones."
+        )
     if not history["fence"]:
         return "There was no fence."
     owner = os.stat(config["state_dir"])

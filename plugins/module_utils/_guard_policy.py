@@ -117,7 +117,7 @@ RULES = {
     },
     "stuck_unload": {
         "ladder": ("restart", "fence"),
-        "means": "a model is long past its expiry (\"Stopping…\" in `ollama ps`) and does not go",
+        "means": 'a model is long past its expiry ("Stopping…" in `ollama ps`) and does not go',
         "why_not": "a generation longer than keep_alive looks the same, so the bound is long",
     },
     "growth": {
@@ -135,7 +135,7 @@ RULES = {
     "leak": {
         "ladder": ("unload",),
         "debounce": 1,
-        "means": "a runner grew steadily for a quarter of an hour",
+        "means": "a runner grew steadily for a quarter of an hour, beyond plan and server",
         "why_not": "never restarted for: one step at the first long prompt is normal",
     },
     "limit": {
@@ -304,7 +304,7 @@ def _runners(known, sample, listed, plan, settings, now):
         runners[key] = record
     if listed is not None:
         _assign(runners, present, listed, settings)
-        for key, record in runners.items():
+        for record in runners.values():
             if record["model"] is None:
                 record["unlisted"] = now if record["unlisted"] is None else record["unlisted"]
             else:
@@ -481,7 +481,8 @@ def _see_runners(see, history, sample, plan, settings, now):
         if record["model"] in names:
             _see_one_runner(see, key, record, process, names[record["model"]], plan, settings, now)
         elif key not in orphans and not is_loading(record, settings, now, process["age_s"]):
-            if now - (record["unlisted"] if record["unlisted"] is not None else now) >= settings["unload_grace_s"]:
+            since = now if record["unlisted"] is None else record["unlisted"]
+            if now - since >= settings["unload_grace_s"]:
                 left.append((key, record, process))
     # The server itself computes nothing on a card: what it holds (ollama#16336 shows it so) is never explained.
     holders = [one for one in whole.values() if one["kind"] == "server"]
@@ -496,8 +497,10 @@ def _see_runners(see, history, sample, plan, settings, now):
     if not listed:
         return
     for key, record, process in left:
-        certain = record["was"] is not None and record["was"] not in names and all(
-            history["runners"][other]["sure"] for other in present if history["runners"][other]["model"] in names
+        certain = (
+            record["was"] is not None
+            and record["was"] not in names
+            and all(history["runners"][other]["sure"] for other in present if history["runners"][other]["model"] in names)
         )
         numbers = {"pid": process["pid"], "used_mib": process["used_mib"], "served": record["was"], "listed": len(listed)}
         target = {"pid": process["pid"], "start": process["start"]} if certain else None
@@ -547,7 +550,7 @@ def _see_one_runner(see, key, record, process, model, plan, settings, now):
     if planned is not None:
         see("plan_off", name, numbers, *_over(server - planned, settings["growth_mib"], settings["growth_mib"] / 2))
     rate = steady_growth(record["trend"], settings)
-    if rate is not None:
+    if rate is not None and used > paper:
         numbers = dict(numbers, mib_per_hour=round(rate), grown_mib=round(used - record["trend"][0][1]))
         see("leak", key, numbers, target={"model": name})
 
@@ -697,10 +700,22 @@ def decide(history, plan, budget, now, settings):
     """
     believed = held(history, settings)
     alerts = [
-        {"rule": streak["rule"], "subject": streak["subject"], "for_s": round(now - streak["since"]), "numbers": streak["numbers"]}
+        {
+            "rule": streak["rule"],
+            "subject": streak["subject"],
+            "for_s": round(now - streak["since"]),
+            "numbers": streak["numbers"],
+        }
         for streak in believed
     ]
-    quiet = {"action": "alert" if alerts else "none", "rule": None, "subject": None, "target": None, "rung": None, "alerts": alerts}
+    quiet = {
+        "action": "alert" if alerts else "none",
+        "rule": None,
+        "subject": None,
+        "target": None,
+        "rung": None,
+        "alerts": alerts,
+    }
     if alerts:
         quiet.update(rule=alerts[0]["rule"], subject=alerts[0]["subject"])
     if history["fence"]:
@@ -753,7 +768,9 @@ def _consider(history, plan, streak, budget, now, settings, quiet):
             rung += 1
             continue
         if kind == "fence":
-            return _act(quiet, streak, "fence", rung, {}, f"{streak['rule']}: what was tried did not help, or its budget is spent")
+            return _act(
+                quiet, streak, "fence", rung, {}, f"{streak['rule']}: what was tried did not help, or its budget is spent"
+            )
         if not allowed(kind, budget, now):
             rung += 1
             continue

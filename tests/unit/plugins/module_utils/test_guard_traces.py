@@ -22,8 +22,20 @@ def _player():
 
 player = _player()
 NAMES = sorted(path.stem for path in player.TRACES.glob("*.yml"))
-WANTED = """healthy_full_hour slow_leak burst_leak trapped orphan ping_pong_reload second_tenant nvml_flapping driver_mismatch
-clock_back state_lost two_cards_one_lost""".split()
+WANTED = [
+    "healthy_full_hour",
+    "slow_leak",
+    "burst_leak",
+    "trapped",
+    "orphan",
+    "ping_pong_reload",
+    "second_tenant",
+    "nvml_flapping",
+    "driver_mismatch",
+    "clock_back",
+    "state_lost",
+    "two_cards_one_lost",
+]
 
 
 def test_the_sequences_that_the_guard_was_built_for_are_there():
@@ -50,7 +62,11 @@ def test_quiet_when_the_fault_has_ended(name):
     trace = player.load(player.TRACES / f"{name}.yml")
     if trace["wants"] == "fence":
         pytest.skip("a fence stays until a person takes it down")
-    calm = {"for_s": 900, "models": [{"name": "qwen3:14b", "vram": 11886}], "processes": [{"pid": 999, "mib": 12350, "kind": "runner"}]}
+    calm = {
+        "for_s": 900,
+        "models": [{"name": "qwen3:14b", "vram": 11886}],
+        "processes": [{"pid": 999, "mib": 12350, "kind": "runner"}],
+    }
     trace = dict(trace, steps=[*trace["steps"], calm], plan={"qwen3:14b": 12600})
     end = player.play(trace, player.OurGuard)
     last = [one for now, one in end if now > end[-1][0] - 240]

@@ -1,0 +1,697 @@
+# Copyright (c) 2026, gpufleet.llm maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The guard's program: what it reads, its books, what its privileged part believes."""
+
+from __future__ import annotations
+
+import ctypes
+import http.server
+import io
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ansible_collections.gpufleet.llm.plugins.module_utils import _guard, _guard_policy
+
+REPO = pathlib.Path(__file__).resolve().parents[4]
+CLOCK = {"wall": 1_800_000_000.0, "mono": 5000.0, "boot": "b1"}
+MIB = 1024 * 1024
+
+
+def later(seconds, **changes):
+    return dict(CLOCK, wall=CLOCK["wall"] + seconds, mono=CLOCK["mono"] + seconds, **changes)
+
+
+# --- the books --------------------------------------------------------------------------------
+
+
+def history(**parts):
+    return dict(_guard_policy.fresh(), clock=100.0, mode="act", **parts)
+
+
+def test_books_come_back_as_they_were_and_time_goes_on():
+    kept = history(spent=[[90.0, "restart"]])
+    back, now, step, trouble = _guard.parse_state(_guard.dump_state(kept, CLOCK, {}), later(15))
+    assert (back, now, step, trouble) == (kept, 115.0, 0.0, None)
+
+
+@pytest.mark.parametrize("jump", [-86400 * 400, -3600, 3600, 86400 * 400])
+def test_a_wall_clock_that_is_set_moves_nothing_within_a_boot(jump):
+    clock = dict(later(15), wall=CLOCK["wall"] + 15 + jump)
+    _back, now, step, trouble = _guard.parse_state(_guard.dump_state(history(), CLOCK, {}), clock)
+    assert (now, step, trouble) == (115.0, jump, None)
+
+
+def test_after_a_reboot_the_wall_clock_counts_and_only_the_budget_is_kept():
+    runner = _guard_policy._new_runner({"pid": 7, "used_mib": 5}, 90.0)
+    streak = {"rule": "trapped", "subject": "x", "count": 3, "since": 60.0, "numbers": {}, "target": None}
+    kept = history(spent=[[90.0, "restart"]], runners={"7:7": runner}, streaks={"trapped:x": streak})
+    text = _guard.dump_state(kept, CLOCK, {})
+    back, now, _step, trouble = _guard.parse_state(text, {"wall": CLOCK["wall"] + 600, "mono": 20.0, "boot": "b2"})
+    assert (back["spent"], back["runners"], back["streaks"], now, trouble) == (kept["spent"], {}, {}, 700.0, None)
+    behind = {"wall": CLOCK["wall"] - 60, "mono": 20.0, "boot": "b2"}
+    assert _guard.parse_state(text, behind)[1::2] == (100.0, None)
+
+
+def test_books_from_the_future_are_not_obeyed():
+    clock = {"wall": CLOCK["wall"] - 3600, "mono": 20.0, "boot": "b2"}
+    back, _now, _step, trouble = _guard.parse_state(_guard.dump_state(history(), CLOCK, {}), clock)
+    assert "future" in trouble
+    assert back["watch_until"] == 3600
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"spent": [[1e9, "restart"]]},
+        {"spent": [["soon", "restart"]]},
+        {"spent": [[1.0, "rm -rf"]]},
+        {"spent": [[float("nan"), "restart"]]},
+        {"clock": "late"},
+        {"runners": {"1:1": {}}},
+        {"streaks": {"x": {"rule": "nonsense"}}},
+        {"acts": {"trapped": {"rung": "1", "kind": "restart", "subject": "x", "at": 1.0, "cleared": False}}},
+        {"fence": {"since": None}},
+        {"mode": 3},
+        {"more": 1},
+    ],
+)
+def test_damaged_books_are_put_aside(change):
+    back, now, _step, trouble = _guard.parse_state(_guard.dump_state(dict(history(), **change), CLOCK, {}), later(15))
+    assert trouble
+    assert (back["spent"], back["watch_until"], now) == ([], 3600.0, 0.0)
+
+
+GOOD = _guard.dump_state(history(spent=[[90.0, "unload"]]), CLOCK, {"xids_at": 1})
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, len(GOOD)), st.integers(0, 12), st.text(max_size=8))
+def test_no_damage_to_the_file_is_a_traceback(start, length, instead):
+    text = GOOD[:start] + instead + GOOD[start + length :]
+    back, now, _step, _trouble = _guard.parse_state(text, later(15))
+    assert _guard.validated(back) is back
+    assert now >= 0
+
+
+def test_replacing_a_file_leaves_no_half_and_follows_no_link(tmp_path):
+    path = tmp_path / "state.json"
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / "state.json.new").symlink_to(victim)
+    with pytest.raises(OSError):
+        _guard.write_text(str(path), "text")
+    assert victim.read_text() == "mine"
+    (tmp_path / "state.json.new").unlink()
+    _guard.write_text(str(path), "text")
+    assert (path.read_text(), path.stat().st_mode & 0o777, os.listdir(tmp_path)) == ("text", 0o644, os.listdir(tmp_path))
+    assert not (tmp_path / "state.json.new").exists()
+
+
+# --- configuration ----------------------------------------------------------------------------
+
+
+def write_config(folder, **parts):
+    path = folder / "config.json"
+    path.write_text(json.dumps({"state_dir": str(folder), "plan_path": str(folder / "plan.json"), **parts}))
+    return str(path)
+
+
+def test_configuration_is_complete_and_known(tmp_path):
+    config = _guard.load_config(write_config(tmp_path, settings={"debounce": 6}))
+    assert (config["settings"]["debounce"], config["settings"]["growth_mib"], config["mode"]) == (6, 1024, "dry_run")
+    for wrong in ({"modus": "act"}, {"settings": {"debonce": 3}}, {"mode": "perhaps"}):
+        with pytest.raises(_guard.GuardError):
+            _guard.load_config(write_config(tmp_path, **wrong))
+
+
+def test_the_role_writes_what_the_program_reads():
+    role = REPO / "roles" / "vram_guard"
+    variables = yaml.safe_load((role / "vars" / "main.yml").read_text(encoding="utf-8"))
+    assert set(variables["__vram_guard_config"]) <= set(_guard.CONFIG_DEFAULTS)
+    tunable = set(variables["__vram_guard_fine_tuning_known"])
+    own = set(variables["__vram_guard_settings"]) - {"load_grace_s"}
+    assert tunable | own == set(_guard_policy.DEFAULTS)
+    assert not tunable & own
+    defaults = yaml.safe_load((role / "defaults" / "main.yml").read_text(encoding="utf-8"))
+    for name in own:
+        assert defaults[f"vram_guard_{name}"] == _guard_policy.DEFAULTS[name], name
+
+
+def test_the_role_ships_the_modules_of_the_collection_and_all_that_they_import():
+    folder = REPO / "roles" / "vram_guard" / "files" / "gpufleet_llm"
+    names = {path.name for path in folder.iterdir()}
+    for path in folder.iterdir():
+        assert path.resolve() == REPO / "plugins" / "module_utils" / path.name
+        for name in re.findall(r"from \. import (\w+)", path.read_text(encoding="utf-8")):
+            assert f"{name}.py" in names
+
+
+# --- sources ----------------------------------------------------------------------------------
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    answers = {}
+    asked = []
+
+    def log_message(self, *_args):
+        pass
+
+    def do_GET(self):
+        self._answer(None)
+
+    def do_POST(self):
+        self._answer(self.rfile.read(int(self.headers["Content-Length"])))
+
+    def _answer(self, body):
+        self.asked.append((self.command, self.path, body))
+        status, content = self.answers.get(self.path, (404, b"{}"))
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(content)
+
+
+@pytest.fixture
+def server():
+    Handler.answers, Handler.asked = {}, []
+    listening = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=listening.serve_forever, args=(0.02,), daemon=True).start()
+    yield listening.server_address[1]
+    listening.shutdown()
+    listening.server_close()
+
+
+PS = {
+    "models": [
+        {
+            "name": "qwen3",
+            "digest": "abc",
+            "size": 11886 * MIB,
+            "size_vram": 11886 * MIB,
+            "context_length": 40960,
+            "expires_at": "2027-01-15T08:00:30.123456789Z",
+        }
+    ]
+}
+
+
+def test_ollama_is_read(server):
+    Handler.answers = {"/api/version": (200, b'{"version":"0.32.15"}'), "/api/ps": (200, json.dumps(PS).encode())}
+    seen = _guard.ask_ollama("127.0.0.1", server, CLOCK["wall"])
+    assert (seen["state"], seen["version"]) == ("ok", "0.32.15")
+    assert seen["models"][0]["name"] == "qwen3:latest"
+    assert seen["models"][0]["size_vram_mib"] == 11886
+    assert seen["models"][0]["expires_in_s"] == pytest.approx(30.1, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (500, b"{}"),
+        (200, b"<html>"),
+        (200, b"[]"),
+        (200, b'{"models":[{}]}'),
+        (200, b'{"models":[{"name":1,"size":1,"size_vram":1}]}'),
+    ],
+)
+def test_an_answer_that_is_none_is_a_state(server, answer):
+    Handler.answers = {"/api/version": (200, b'{"version":"0.32.15"}'), "/api/ps": answer}
+    seen = _guard.ask_ollama("127.0.0.1", server, 0.0)
+    assert (seen["state"], seen["models"]) == ("error", [])
+    assert seen["detail"]
+
+
+def test_nobody_listening_is_down_and_a_drip_is_a_timeout():
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    assert _guard.ask_ollama("127.0.0.1", port, 0.0)["state"] == "down"
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        stop = threading.Event()
+
+        def drip():
+            connection, _address = listening.accept()
+            with connection:
+                while not stop.wait(0.05):
+                    try:
+                        connection.sendall(b"H")
+                    except OSError:
+                        return
+
+        threading.Thread(target=drip, daemon=True).start()
+        began = time.monotonic()
+        with pytest.raises(_guard.HttpError) as caught:
+            _guard.http("127.0.0.1", listening.getsockname()[1], "/", timeout=0.4)
+        stop.set()
+    assert caught.value.kind == "timeout"
+    assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("2027-01-15T08:00:10Z", 10.0),
+        ("2027-01-15T09:00:10.5+01:00", 10.5),
+        ("2027-01-15T08:00:10.999999999Z", 11.0),
+        ("2319-01-01T00:00:00Z", 9213321600.0),
+        ("soon", None),
+        (None, None),
+    ],
+)
+def test_expiries(text, seconds):
+    assert _guard.seconds_until(text, CLOCK["wall"]) == pytest.approx(seconds, abs=0.1) if seconds else True
+    assert (_guard.seconds_until(text, CLOCK["wall"]) is None) == (seconds is None)
+
+
+@pytest.mark.parametrize(
+    ("text", "state"),
+    [
+        (None, "absent"),
+        ('{"models":[{"name":"qwen3","total_mib":12600}]}', "ok"),
+        ('{"plan":{"models":[{"name":"qwen3:latest","total_mib":12600.5,"gpu":0}],"fits":true}}', "ok"),
+        ('{"models":[{"name":"qwen3","total_mib":-1}]}', "invalid"),
+        ('{"models":[{"name":"qwen3","total_mib":NaN}]}', "invalid"),
+        ('{"models":[{"name":"qwen3"}]}', "invalid"),
+        ('{"models":', "invalid"),
+        ("[]", "invalid"),
+    ],
+)
+def test_plans(tmp_path, text, state):
+    path = tmp_path / "plan.json"
+    if text is not None:
+        path.write_text(text)
+    plan = _guard.read_plan(str(path))
+    assert plan["state"] == state
+    assert bool(plan["models"]) == (state == "ok")
+    if state == "ok":
+        assert list(plan["models"]) == ["qwen3:latest"]
+
+
+def gpu(**parts):
+    base = {"index": 0, "uuid": "GPU-a", "pci_bus_id": "00000000:01:00.0", "state": "ok", "message": None, "total_mib": 24564}
+    return {
+        **base,
+        "used_mib": 100,
+        "free_mib": 24110,
+        "gpu_util_percent": 0,
+        "recovery_action": "none",
+        "processes": [],
+        **parts,
+    }
+
+
+def test_a_card_with_a_hole_in_its_figures_is_unreadable_not_empty():
+    for hole in ({"used_mib": None}, {"free_mib": None}, {"processes": None}, {"state": "error", "message": "x"}):
+        _state, gpus = _guard.read_gpus({"state": "ok", "message": None, "gpus": [gpu(**hole)]})
+        assert gpus[0]["state"] == "unreadable", hole
+    _state, gpus = _guard.read_gpus({"state": "ok", "message": None, "gpus": [gpu(), gpu(index=1, uuid=None, state="lost")]})
+    assert [(one["uuid"], one["state"]) for one in gpus] == [("GPU-a", "ok"), ("index-1", "lost")]
+
+
+def test_processes_are_told_apart_by_what_they_are():
+    assert _guard.kind_of("ollama", ["/opt/ollama/current/bin/ollama", "serve", ""]) == "server"
+    assert _guard.kind_of("ollama", ["ollama", "runner", "--port", "1"]) == "runner"
+    assert _guard.kind_of("ollama", ["ollama", "run", "qwen3"]) == "other"
+    assert _guard.kind_of("llama-server", []) == "runner"
+    assert _guard.kind_of("python3", ["python3", "train.py"]) == "other"
+    assert _guard.kind_of(None, []) == "other"
+    assert _guard.port_of(["llama-server", "--port", "40001", ""]) == 40001
+    assert _guard.port_of(["llama-server", "--port", "0", ""]) is None
+    assert _guard.port_of(["llama-server", "--port"]) is None
+
+
+def test_a_process_of_this_machine_is_read():
+    process = {
+        "pid": os.getpid(),
+        "type": "compute",
+        "used_mib": 5,
+        "unit": "u",
+        "ppid": 1,
+        "uid": os.getuid(),
+        "comm": "x",
+        "age_s": 1.0,
+    }
+    import pwd
+
+    found = _guard.read_processes({"gpus": [gpu(processes=[process])]}, pwd.getpwuid(os.getuid()).pw_name)
+    assert found[0]["uid_ok"] is True
+    assert found[0]["start"] > 0
+    assert found[0]["cpu_s"] > 0
+    assert found[0]["proc_state"] in ("R", "S")
+    gone = _guard.read_processes({"gpus": [gpu(processes=[dict(process, pid=2**22 + 1, uid=None)])]}, "no-such-user")
+    assert (gone[0]["uid_ok"], gone[0]["start"], gone[0]["cpu_s"], gone[0]["kind"]) == (False, 0, None, "other")
+
+
+def test_the_health_port_of_a_stopped_runner_is_silent(server):
+    process = {"kind": "runner", "unit": "ollama.service", "port": server, "health": None}
+    Handler.answers = {"/health": (503, b'{"status":"loading model"}')}
+    _guard.probe([process], "ollama.service")
+    assert process["health"] == "ok"  # a model that loads answers, so it does not hang
+    other = {"kind": "runner", "unit": "session-1.scope", "port": server, "health": None}
+    _guard.probe([other], "ollama.service")
+    assert other["health"] is None
+
+
+XID = b"""\
+1800000000.123456 host kernel: NVRM: Xid (PCI:0000:01:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus.
+1800000001.000000 host kernel: NVRM: Xid (PCI:0000:41:00): 31, pid=4242, name=llama-server, Ch 00000008
+1800000002.000000 host kernel: NVRM: GPU at PCI:0000:01:00: GPU-a
+"""
+
+
+def test_xids_are_read_from_the_kernel_log():
+    def run(_command, **_more):
+        return subprocess.CompletedProcess([], 0, stdout=XID)
+
+    seen = _guard.read_xids([{"pci": "00000000:01:00.0", "uuid": "GPU-a"}], 120, run)
+    assert [(one["gpu"], one["xid"]) for one in seen["events"]] == [("GPU-a", 79), ("0000:41:00", 31)]
+
+    def broken(*_args, **_more):
+        raise FileNotFoundError
+
+    assert _guard.read_xids([], 120, broken) == {"state": "unreadable", "events": []}
+
+
+# --- one tick ---------------------------------------------------------------------------------
+
+
+def nvml(*processes, used=None, state="ok"):
+    """A stand-in for _nvml.sample."""
+    total = sum(one["used_mib"] for one in processes) + 1 if used is None else used
+    message = None if state == "ok" else "no driver"
+    gpus = [gpu(processes=list(processes), used_mib=total, free_mib=24210 - total)] if state == "ok" else []
+    return lambda: {"state": state, "message": message, "gpus": gpus}
+
+
+def holder(pid=4_100_000, mib=9000, comm="ollama"):
+    return {
+        "pid": pid,
+        "type": "compute",
+        "used_mib": mib,
+        "unit": "ollama.service",
+        "ppid": 1,
+        "uid": 1,
+        "comm": comm,
+        "age_s": 9e3,
+    }
+
+
+@pytest.fixture
+def config(tmp_path, server):
+    Handler.answers = {"/api/version": (200, b'{"version":"0.32.15"}'), "/api/ps": (200, b'{"models":[]}')}
+    return _guard.load_config(write_config(tmp_path, port=server, metrics=True))
+
+
+def ticks(config, count, start=0.0, **more):
+    records = []
+    for number in range(count):
+        out = io.StringIO()
+        record = _guard.tick(config, clock=later(start + 15 * number), out=out, **more)
+        records.append((record, out.getvalue()))
+    return records
+
+
+def test_a_tick_leaves_books_metrics_and_one_line(config, tmp_path):
+    (first, line), (_second, silence) = ticks(config, 2, nvml=nvml())
+    assert first["action"] == "none"
+    assert line.startswith("<5>{")
+    assert json.loads(line[3:])["plan"] == "no plan"
+    assert silence == ""  # the same again is not said again
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "state.json", "vram_guard.prom"]
+    metrics = (tmp_path / "vram_guard.prom").read_text()
+    assert 'vram_guard_source_readable{source="plan"} 0' in metrics
+    assert 'vram_guard_gpu_memory_used_bytes{uuid="GPU-a"} 1048576' in metrics
+    for text in metrics.splitlines():
+        assert re.fullmatch(r"# (HELP|TYPE) vram_guard_\w+ .+|vram_guard_\w+(\{\w+=\"[^\"]*\"\})? [0-9.e+]+", text), text
+
+
+def test_an_hour_later_it_is_said_again(config):
+    ticks(config, 1, nvml=nvml())
+    [(_record, line)] = ticks(config, 1, start=3700, nvml=nvml())
+    assert line
+
+
+def test_a_day_of_ticks_leaves_no_growing_file(config, tmp_path):
+    sizes = []
+    for number in range(200):
+        runner = dict(holder(pid=4_100_000 + number % 7, comm="llama-server"), used_mib=9000)
+        _guard.tick(config, nvml=nvml(runner), clock=later(15 * number), out=io.StringIO())
+        sizes.append(sum(path.stat().st_size for path in tmp_path.iterdir()))
+    assert max(sizes[100:]) <= max(sizes[:100]) + 200
+
+
+def test_a_dry_run_by_hand_changes_nothing(config, tmp_path):
+    record = _guard.tick(config, dry_run=True, nvml=nvml(), clock=later(0))
+    assert record["action"] == "none"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json"]
+
+
+def watched(config):
+    """Past the five minutes that a new guard only watches."""
+    ticks(config, 22, nvml=nvml())
+    return 22 * 15
+
+
+def test_in_a_dry_run_nothing_is_asked_for(config, tmp_path):
+    start = watched(config)
+    records = [record for record, _line in ticks(config, 8, start=start, nvml=nvml(holder(comm="llama-server"), state="ok"))]
+    assert "request.json" not in os.listdir(tmp_path)
+    assert all(asked[0] == "GET" for asked in Handler.asked)
+    assert {record["mode"] for record in records} == {"dry_run"}
+
+
+def act_on_trapped(config):
+    config["mode"] = "act"
+    config["settings"] = dict(config["settings"], load_grace_s=0)
+    start = watched(config)
+    return [record for record, _line in ticks(config, 8, start=start, nvml=nvml(holder(comm="llama-server")))]
+
+
+def test_a_restart_is_left_to_the_privileged_part(config, tmp_path):
+    records = act_on_trapped(config)
+    assert [record["action"] for record in records].count("restart") == 1
+    request = json.loads((tmp_path / "request.json").read_text())
+    assert (request["kind"], request["unit"], set(request)) == ("restart", "ollama.service", _guard.REQUEST_KEYS["restart"])
+    assert 'actions_total{action="restart"} 1' in (tmp_path / "vram_guard.prom").read_text()
+
+
+def test_an_unload_is_asked_of_the_server_and_a_refusal_is_said(config, server):
+    decision = {"action": "unload", "target": {"model": "qwen3:latest"}}
+    Handler.answers["/api/generate"] = (200, b"{}")
+    assert _guard.carry_out(decision, config, CLOCK) == "asked"
+    assert json.loads(Handler.asked[-1][2]) == {"model": "qwen3:latest", "keep_alive": 0, "stream": False}
+    Handler.answers["/api/generate"] = (500, b'{"error":"no"}')
+    assert _guard.carry_out(decision, config, CLOCK) == 'failed: 500 {"error":"no"}'
+
+
+def test_unreadable_gpus_are_told_and_never_zero(config):
+    records = ticks(config, 30, nvml=nvml(state="no_driver"))
+    assert {record["action"] for record, _line in records} == {"none", "alert"}
+    assert records[-1][0]["alerts"][0]["rule"] == "driver"
+    assert records[-1][0]["gpus"] == []
+
+
+def test_status_explain_and_unfence(config, tmp_path):
+    assert "has not run yet" in _guard.status_text(config, CLOCK)
+    records = act_on_trapped(config)
+    end = 30 * 15
+    for _turn in range(14):
+        records += [record for record, _line in ticks(config, 1, start=end, nvml=nvml(holder(comm="llama-server")))]
+        end += 15
+    assert records[-1]["action"] == "alert"
+    status = _guard.status_text(config, later(end))
+    assert "FENCED" in status
+    assert "1 of 2 left this hour" in status
+    assert "GPU-a" in status
+    assert "fence is down" in _guard.lift_fence(config, later(end))
+    assert _guard.lift_fence(config, later(end)) == "There was no fence."
+    assert "FENCED" not in _guard.status_text(config, later(end))
+    for rule in _guard_policy.RULES:
+        assert rule in _guard.rules_text(config["settings"])
+
+
+def test_the_command_line(config, tmp_path, capsys):
+    path = str(tmp_path / "config.json")
+    assert _guard.main(["--config", path, "explain"]) == 0
+    assert _guard.main(["--config", path, "status"]) == 0
+    assert _guard.main(["--config", path, "unfence"]) == 1
+    assert _guard.main(["--config", path, "dance"]) == 2
+    assert _guard.main(["--config", str(tmp_path / "none"), "status"]) == 1
+    assert "run it again" in capsys.readouterr().err
+
+
+# --- the privileged part ----------------------------------------------------------------------
+
+
+def request(**parts):
+    base = {"kind": "restart", "boottime": CLOCK["mono"] - 1, "boot": "b1", "unit": "ollama.service"}
+    base.update(parts)
+    return json.dumps({key: value for key, value in base.items() if value is not ...})
+
+
+END = {"kind": "end", "unit": ..., "pid": 4242, "start": 99}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        request(unit="ssh.service"),
+        request(unit="ollama.service; reboot"),
+        request(kind="reboot"),
+        request(extra=1),
+        request(boottime=CLOCK["mono"] - 120),
+        request(boottime=CLOCK["mono"] + 120),
+        request(boottime="now"),
+        request(boot="b0"),
+        request(**dict(END, pid=1)),
+        request(**dict(END, pid="4242")),
+        request(**dict(END, pid=True)),
+        request(**dict(END, start=None)),
+        "[]",
+        "{",
+        '"restart"',
+    ],
+)
+def test_requests_that_are_none_are_refused(config, text):
+    config["mode"] = "act"
+    with pytest.raises(_guard.GuardError, match=r"[Nn]othing was done"):
+        _guard.checked_request(text, config, CLOCK)
+
+
+def test_requests_that_are_meant_are_taken_only_in_act_mode(config):
+    config["mode"] = "act"
+    assert _guard.checked_request(request(), config, CLOCK)["kind"] == "restart"
+    assert _guard.checked_request(request(**END), config, CLOCK)["pid"] == 4242
+    config["mode"] = "dry_run"
+    with pytest.raises(_guard.GuardError, match="dry_run"):
+        _guard.checked_request(request(), config, CLOCK)
+
+
+def test_only_a_small_plain_file_of_the_guard_is_read(tmp_path):
+    path = tmp_path / "request.json"
+    path.write_text("{}")
+    assert _guard.read_request(str(path), os.getuid()) == "{}"
+    with pytest.raises(_guard.GuardError):
+        _guard.read_request(str(path), os.getuid() + 1)
+    (tmp_path / "link").symlink_to(path)
+    with pytest.raises(_guard.GuardError):
+        _guard.read_request(str(tmp_path / "link"), os.getuid())
+    os.link(path, tmp_path / "hard")
+    with pytest.raises(_guard.GuardError):
+        _guard.read_request(str(path), os.getuid())
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(_guard.GuardError):
+        _guard.read_request(str(tmp_path / "pipe"), os.getuid())
+    (tmp_path / "big").write_text("x" * 5000)
+    with pytest.raises(_guard.GuardError):
+        _guard.read_request(str(tmp_path / "big"), os.getuid())
+
+
+def test_a_restart_restarts_the_unit_of_the_configuration(config, tmp_path):
+    config["mode"] = "act"
+    (tmp_path / "request.json").write_text(request())
+    asked = []
+
+    def run(command, **_more):
+        asked.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    assert _guard.act(config, CLOCK, run) == "ollama.service restarted"
+    assert asked == [["systemctl", "restart", "ollama.service"]]
+    with pytest.raises(_guard.GuardError, match="journalctl"):
+        _guard.act(config, CLOCK, lambda command, **_more: subprocess.CompletedProcess(command, 1))
+
+
+def test_every_objection_to_ending_a_process(config):
+    import pwd
+
+    me = pwd.getpwuid(os.getuid())
+    config.update(user=me.pw_name, engine_dir="/opt/ollama")
+    good = {
+        "start": 99,
+        "uid": me.pw_uid,
+        "exe": "/opt/ollama/1/lib/ollama/llama-server",
+        "kind": "runner",
+        "unit": "ollama.service",
+        "ppid": 50,
+    }
+    asked = {"pid": 4242, "start": 99}
+    assert _guard.objections(asked, good, config) == []
+    assert _guard.objections(asked, dict(good, unit="session-1.scope", ppid=1), config) == []
+    for wrong in (
+        {"start": 100},
+        {"uid": me.pw_uid + 1},
+        {"uid": None},
+        {"exe": "/usr/bin/python3"},
+        {"exe": "/opt/ollama-evil/llama-server"},
+        {"exe": None},
+        {"kind": "server"},
+        {"unit": "session-1.scope", "ppid": 50},
+    ):
+        assert len(_guard.objections(asked, dict(good, **wrong), config)) == 1, wrong
+
+
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
+PLAIN = "import time; print('up', flush=True); time.sleep(600)"
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="pidfd came with Python 3.9 on Linux")
+@pytest.mark.parametrize("program", [PLAIN, STUBBORN])
+def test_a_real_process_is_ended_and_no_other(config, tmp_path, monkeypatch, program):
+    import pwd
+
+    config.update(user=pwd.getpwuid(os.getuid()).pw_name, engine_dir=str(tmp_path))
+    shutil.copy(os.path.realpath(sys.executable), tmp_path / "llama-server")
+    environment = dict(os.environ, PYTHONHOME=sys.base_prefix)
+    command = [str(tmp_path / "llama-server"), "-c", program]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as victim:
+        try:
+            assert victim.stdout.readline() == b"up\n"
+            stat = _guard.process_stat(victim.pid)
+            config["settings"] = dict(config["settings"], unit=_guard_unit(victim.pid))
+            wrong = {"pid": victim.pid, "start": stat["start"] + 1}
+            with pytest.raises(_guard.GuardError, match="another process"):
+                _guard.end_process(wrong, config)
+            assert victim.poll() is None
+            monkeypatch.setattr(_guard, "_gone", lambda handle, _patience, gone=_guard._gone: gone(handle, 0.5))
+            # Until somebody waits for it a child is a zombie; its pidfd is readable all the same.
+            assert _guard.end_process({"pid": victim.pid, "start": stat["start"]}, config).startswith(f"PID {victim.pid} ended")
+            assert victim.wait(10) == -(signal.SIGKILL if program == STUBBORN else signal.SIGTERM)
+        finally:
+            victim.kill()
+    assert "gone already" in _guard.end_process({"pid": 2**22 - 1, "start": 1}, config)
+
+
+def _guard_unit(pid):
+    """Whatever unit this test runs in."""
+    from ansible_collections.gpufleet.llm.plugins.module_utils import _nvml
+
+    return _nvml.describe_process(pid)["unit"]
+
+
+def test_the_program_starts_without_site_and_without_what_a_quiet_tick_does_not_need():
+    """What a tick imports is what it costs: see tests/bench_guard.py."""
+    lib = str(REPO / ".collections")
+    code = (
+        f"import sys; sys.path.insert(0, {lib!r})\n"
+        "from ansible_collections.gpufleet.llm.plugins.module_utils import _guard\n"
+        "heavy = {'http.client', 'urllib.request', 'argparse', 'ssl', 'email', 'logging', 'asyncio', 'dataclasses', 'typing'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    assert ctypes.sizeof(ctypes.c_void_p) in (4, 8)
