@@ -16,6 +16,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import sys
@@ -145,6 +146,21 @@ class Registry:
             request.wfile.write(body)
 
 
+def whole_request(connection):
+    """A request with its body."""
+    raw = b""
+    while b"\r\n\r\n" not in raw:
+        more = connection.recv(65536)
+        if not more:
+            return raw
+        raw += more
+    head, _end, body = raw.partition(b"\r\n\r\n")
+    length = re.search(rb"(?i)content-length: (\d+)", head)
+    while length and len(body) < int(length.group(1)):
+        body += connection.recv(65536)
+    return head + b"\r\n\r\n" + body
+
+
 @contextlib.contextmanager
 def scripted(*answers, hang=0.0):
     """The URL of a server that gives each connection the next of `answers` (bytes, or None to close at once), then closes it.
@@ -165,7 +181,7 @@ def scripted(*answers, hang=0.0):
                 connection.settimeout(5)
                 if answer is not None:
                     with contextlib.suppress(OSError):
-                        asked.append(connection.recv(65536))
+                        asked.append(whole_request(connection))
                         time.sleep(hang)
                         connection.sendall(answer)
 
