@@ -1,0 +1,24 @@
+# Copyright (c) 2026, gpufleet.llm maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+from ansible.errors import AnsibleFilterError
+
+from ansible_collections.gpufleet.llm.plugins.module_utils import _open_webui_env
+
+
+def open_webui_secret_environment(extra, owned=None):
+    """Secret environment of Open WebUI, checked; see DOCUMENTATION beside this file."""
+    try:
+        return _open_webui_env.render_secrets(dict(extra or {}), dict(owned or {}))
+    except _open_webui_env.EnvError as error:
+        raise AnsibleFilterError(str(error)) from error
+
+
+class FilterModule:
+    """The filter gpufleet.llm.open_webui_secret_environment."""
+
+    def filters(self):
+        return {"open_webui_secret_environment": open_webui_secret_environment}

@@ -1,0 +1,219 @@
+# Copyright (c) 2026, gpufleet.llm maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# Private to the collection gpufleet.llm: no stable interface for others.
+"""Client of Open WebUI's HTTP API, and the comparison of what it holds with what is declared.
+
+The server's own habits, all measured on 0.12.4, that this file knows so that nobody else has to:
+sign-in is limited to 15 in 180 s per e-mail, successes included; an unknown id answers 401; an
+unknown path answers 200 with the page; active and global are toggles; the text of a function is
+rewritten before it is stored; valves are replaced as a whole.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+
+# S/utils/plugin.py of 0.12.4, replace_imports(): plain text replacement, in strings and comments too.
+REWRITES = (
+    ("from utils", "from open_webui.utils"),
+    ("from apps", "from open_webui.apps"),
+    ("from main", "from open_webui.main"),
+    ("from config", "from open_webui.config"),
+)
+
+
+class OpenWebuiError(Exception):
+    """A request that failed; the text is fit for an operator and carries no secret. ``status`` is None without an answer."""
+
+    def __init__(self, message, status=None):
+        super().__init__(message)
+        self.status = status
+
+
+class Client:
+    """One server, with or without a token. ``opener`` takes (request, timeout) as urllib.request.urlopen does."""
+
+    def __init__(self, url, token=None, timeout=30, opener=None):
+        self.url = url.rstrip("/")
+        self.token = token
+        self.timeout = timeout
+        # No proxy of the environment: the server is on this host or in this network.
+        self._open = opener or urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+
+    def call(self, method, path, body=None):
+        """The decoded JSON answer; OpenWebuiError for everything that is none."""
+        headers = {"Accept": "application/json"}
+        data = None
+        if body is not None:
+            data = json.dumps(body).encode("utf-8")
+            headers["Content-Type"] = "application/json"
+        if self.token:
+            headers["Authorization"] = f"Bearer {self.token}"
+        request = urllib.request.Request(self.url + path, data=data, headers=headers, method=method)
+        try:
+            with self._open(request, timeout=self.timeout) as answer:
+                kind, text = answer.headers.get("Content-Type", ""), answer.read().decode("utf-8", "replace")
+        except urllib.error.HTTPError as error:
+            with error:
+                raise OpenWebuiError(self._refusal(method, path, error.code, error.read()), error.code) from error
+        except (urllib.error.URLError, socket.timeout, OSError) as error:
+            reason = getattr(error, "reason", error)
+            raise OpenWebuiError(f"{self.url} does not answer ({reason}); is open-webui.service active?") from error
+        if "json" not in kind:
+            raise OpenWebuiError(f"{method} {path} answered with a page, not JSON; this Open WebUI has no such route.", 200)
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise OpenWebuiError(f"{method} {path} answered with broken JSON ({error}).", 200) from error
+
+    def _refusal(self, method, path, status, raw):
+        try:
+            detail = json.loads(raw.decode("utf-8", "replace")).get("detail")
+        except (ValueError, AttributeError):
+            detail = raw.decode("utf-8", "replace")[:200]
+        detail = detail if isinstance(detail, str) else json.dumps(detail)
+        hint = {
+            403: " The account has to be an administrator's.",
+            429: " Open WebUI takes 15 sign-ins in 180 s per e-mail, successes included; wait three minutes.",
+        }.get(status, "")
+        if status == 401 and not self.token:
+            hint = " A token was needed and none was given."
+        return f"{method} {path} was refused with {status}: {detail.rstrip('.')}.{hint}"
+
+
+def wait_ready(client, wait_s, given_up=lambda: "", clock=time.monotonic, sleep=time.sleep):
+    """Return the seconds until /ready said yes.
+
+    Raises OpenWebuiError after ``wait_s``, or as soon as ``given_up()`` says why it never will.
+    """
+    started = clock()
+    while True:
+        try:
+            client.call("GET", "/ready")
+            return clock() - started
+        except OpenWebuiError as error:
+            reason = given_up()
+            if reason:
+                raise OpenWebuiError(reason, error.status) from error
+            if clock() - started >= wait_s:
+                told = f"Open WebUI at {client.url} was not ready within {wait_s} s: {error} See `journalctl -u open-webui`."
+                raise OpenWebuiError(told, error.status) from error
+        sleep(0.5)
+
+
+def last_words(unit, run=subprocess.run, lines=6):
+    """'' while systemd keeps the unit going, else a sentence with what it said last."""
+    try:
+        state = run(["systemctl", "is-failed", unit], capture_output=True, text=True, timeout=20, check=False).stdout.strip()
+        if state != "failed":
+            return ""
+        argv = ["journalctl", "--unit", unit, "--no-pager", "--output", "cat", "--lines", str(lines)]
+        said = run(argv, capture_output=True, text=True, timeout=20, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    told = " | ".join(line.strip()[:200] for line in said.splitlines() if line.strip())
+    return f"{unit} has failed and systemd does not start it again. Its last words: {told}"
+
+
+def sign_in(client, email, password):
+    """{token, expires_at, id, role} of the account; OpenWebuiError says what to do."""
+    try:
+        answer = client.call("POST", "/api/v1/auths/signin", {"email": email, "password": password})
+    except OpenWebuiError as error:
+        if error.status in (400, 401):
+            raise OpenWebuiError(
+                f"Open WebUI refused the password of {email}. WEBUI_ADMIN_PASSWORD only makes the first account: "
+                "an existing one keeps its password until it is changed in Open WebUI.",
+                error.status,
+            ) from error
+        raise
+    if not answer.get("token"):
+        raise OpenWebuiError(f"Open WebUI asks {email} for a second factor; the play needs an administrator without one.")
+    return {key: answer.get(key) for key in ("token", "expires_at", "id", "role")}
+
+
+def change_password(client, former, new):
+    """Change the password of the account that the client's token belongs to."""
+    client.call("POST", "/api/v1/auths/update/password", {"password": former, "new_password": new})
+
+
+# --- Functions ---
+
+
+def as_stored(content):
+    """The text that the server stores for a function.
+
+    >>> as_stored("from utils import x")
+    'from open_webui.utils import x'
+    """
+    for old, new in REWRITES:
+        content = content.replace(old, new)
+    return content
+
+
+def observe_function(client, function_id):
+    """{name, description, content, active, global, valves} of a function, or None where there is none."""
+    listed = client.call("GET", "/api/v1/functions/export?include_valves=true")
+    for entry in listed:
+        if entry.get("id") == function_id:
+            return {
+                "name": entry.get("name"),
+                "description": (entry.get("meta") or {}).get("description"),
+                "content": entry.get("content"),
+                "active": bool(entry.get("is_active")),
+                "global": bool(entry.get("is_global")),
+                "valves": entry.get("valves") or {},
+            }
+    return None
+
+
+def wanted_function(observed, asked):
+    """What the function should be: the keys of ``asked`` that are not None, over what is there."""
+    base = observed or {"name": None, "description": "", "content": None, "active": False, "global": False, "valves": {}}
+    wanted = {key: base[key] if asked.get(key) is None else asked[key] for key in base}
+    if asked.get("content") is not None:
+        wanted["content"] = as_stored(asked["content"])
+    if asked.get("valves") is not None:
+        wanted["valves"] = {name: value for name, value in asked["valves"].items() if value is not None}
+    return wanted
+
+
+def difference(observed, wanted):
+    """Names of the keys of ``wanted`` that the observed function (or None) does not have so."""
+    return [key for key in wanted if (observed or {}).get(key) != wanted[key]]
+
+
+def put_function(client, function_id, observed, wanted):
+    """Make the function what is wanted; ``observed`` as observe_function() said just before."""
+    form = {
+        "id": function_id,
+        "name": wanted["name"],
+        "content": wanted["content"],
+        "meta": {"description": wanted["description"] or ""},
+    }
+    if observed is None:
+        client.call("POST", "/api/v1/functions/create", form)
+        observed = dict(wanted, active=False, valves={}, **{"global": False})
+    where = "/api/v1/functions/id/" + urllib.parse.quote(function_id, safe="")
+    if any(observed[key] != wanted[key] for key in ("name", "description", "content")):
+        client.call("POST", where + "/update", form)
+    # Valves before the switch: the function is never at work with other valves than the declared ones.
+    if observed["valves"] != wanted["valves"]:
+        client.call("POST", where + "/valves/update", wanted["valves"])
+    if observed["global"] != wanted["global"]:
+        client.call("POST", where + "/toggle/global")
+    if observed["active"] != wanted["active"]:
+        client.call("POST", where + "/toggle")
+
+
+def delete_function(client, function_id):
+    """Remove the function."""
+    client.call("DELETE", "/api/v1/functions/id/" + urllib.parse.quote(function_id, safe="") + "/delete")

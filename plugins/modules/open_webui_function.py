@@ -1,0 +1,169 @@
+#!/usr/bin/python
+
+# Copyright (c) 2026, gpufleet.llm maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: open_webui_function
+short_description: Declare a function of Open WebUI
+version_added: 0.1.0
+description:
+  - Creates, changes, switches and removes a function (a filter, pipe or action). What is not given stays as it is.
+  - The server turns switches over and rewrites the text it is given; the module reads both first and compares with what would be stored.
+author:
+  - The gpufleet.llm maintainers (@gpufleet)
+extends_documentation_fragment:
+  - gpufleet.llm.attributes
+  - gpufleet.llm.open_webui
+attributes:
+  check_mode:
+    support: full
+    details: Where Open WebUI does not answer, as on a host that has none yet, check mode predicts for an empty one.
+  diff_mode:
+    support: full
+options:
+  id:
+    description: Identifier of the function, in lower case.
+    type: str
+    required: true
+  state:
+    description: Whether the function is to be there.
+    type: str
+    choices: [present, absent]
+    default: present
+  name:
+    description: Name that the administrator's page shows; needed for a new function.
+    type: str
+  description:
+    description: Description that the page shows.
+    type: str
+  content:
+    description: The function's Python text; needed for a new function.
+    type: str
+  active:
+    description: Whether the function is switched on.
+    type: bool
+  global:
+    description: Whether it is applied to every model.
+    type: bool
+  valves:
+    description: Its settings, as a whole; a setting that is not named takes its default.
+    type: dict
+"""
+
+EXAMPLES = r"""
+- name: Bound the history that reaches the model
+  gpufleet.llm.open_webui_function:
+    token: "{{ __session.token }}"
+    id: gpufleet_context
+    name: Bounded context
+    content: "{{ lookup('ansible.builtin.file', 'context_filter.py') }}"
+    active: true
+    global: true
+    valves:
+      max_rounds: 6
+"""
+
+RETURN = r"""
+function:
+  description: The function as it is now, without its text.
+  type: dict
+  returned: when it is or would be present
+  sample: {name: Bounded context, description: "", active: true, global: true, valves: {max_rounds: 6}}
+differences:
+  description: What was or would be changed.
+  type: list
+  elements: str
+  returned: always
+  sample: [active]
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.gpufleet.llm.plugins.module_utils import _open_webui
+
+SHOWN = ("name", "description", "active", "global", "valves")
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "url": {"type": "str", "default": "http://127.0.0.1:8080"},
+            "token": {"type": "str", "required": True, "no_log": True},
+            "timeout_s": {"type": "int", "default": 30},
+            "id": {"type": "str", "required": True},
+            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+            "name": {"type": "str"},
+            "description": {"type": "str"},
+            "content": {"type": "str"},
+            "active": {"type": "bool"},
+            "global": {"type": "bool"},
+            "valves": {"type": "dict"},
+        },
+        supports_check_mode=True,
+    )
+    asked = module.params
+    if not asked["id"].isidentifier() or asked["id"] != asked["id"].lower():
+        module.fail_json(msg=f"id is '{asked['id']}'; a Python identifier in lower case was wanted.")
+    client = _open_webui.Client(asked["url"], asked["token"], asked["timeout_s"])
+    try:
+        module.exit_json(**apply(client, asked, module.check_mode))
+    except _open_webui.OpenWebuiError as error:
+        module.fail_json(msg=f"Function {asked['id']}: {error}")
+
+
+def apply(client, asked, check_mode):
+    """Look, compare, act."""
+    observed = observe(client, asked["id"], check_mode)
+    if asked["state"] == "absent":
+        if observed is not None and not check_mode:
+            _open_webui.delete_function(client, asked["id"])
+        differences = [] if observed is None else ["state"]
+        return {"changed": bool(differences), "differences": differences, "diff": show(asked["id"], observed, None)}
+    wanted = _open_webui.wanted_function(observed, asked)
+    if observed is None and not (wanted["name"] and wanted["content"]):
+        raise _open_webui.OpenWebuiError("it is not there, and without name and content it cannot be made.")
+    differences = _open_webui.difference(observed, wanted)
+    result = {
+        "changed": bool(differences),
+        "differences": differences,
+        "function": {key: wanted[key] for key in SHOWN},
+        "diff": show(asked["id"], observed, wanted),
+    }
+    if differences and not check_mode:
+        _open_webui.put_function(client, asked["id"], observed, wanted)
+        left = _open_webui.difference(_open_webui.observe_function(client, asked["id"]), wanted)
+        if left:
+            raise _open_webui.OpenWebuiError(f"the server took the change and still differs in {', '.join(left)}; see its log.")
+    return result
+
+
+def observe(client, function_id, check_mode):
+    """The function or None; in check mode a server that does not answer, as on a fresh host, has none."""
+    try:
+        return _open_webui.observe_function(client, function_id)
+    except _open_webui.OpenWebuiError as error:
+        if check_mode and error.status is None:
+            return None
+        raise
+
+
+def show(function_id, before, after):
+    """Before and after for --diff: the switches as YAML-like lines, then the text."""
+    header = f"Open WebUI function {function_id}"
+    return {"before_header": header, "after_header": header, "before": _text(before), "after": _text(after)}
+
+
+def _text(function):
+    if function is None:
+        return ""
+    lines = [f"{key}: {function[key]}" for key in ("name", "description", "active", "global")]
+    lines += [f"valves.{name}: {value}" for name, value in sorted(function["valves"].items())]
+    return "\n".join([*lines, "", function["content"] or ""])
+
+
+if __name__ == "__main__":
+    main()
