@@ -266,7 +266,8 @@ class Client:
     def pull(self, model: str, insecure: bool = False) -> dict[str, Any]:
         """Pull a model; `{bytes, statuses}`: what was downloaded now, and each status once, in order.
 
-        A blob that was there already, or partly there, counts only by what was added.
+        A blob counts by what was added while the server told of it: what was there already does not count, nor what
+        came so fast that its first word of it was the last.
         """
         first: dict[str, int] = {}
         last: dict[str, int] = {}

@@ -598,11 +598,11 @@ def ensure_present(
     if declared.requires:
         _check_requires(client, declared)
     if declared.only_pulled:
+        had = store.find(declared.name)
         _ensure_pulled(client, store, declared.name, declared, result, unload_timeout)
         result.base_digest = store.digest(declared.name)
-        if not result.actions:
-            return
-        result.differs = ["model"] if result.before is None and not store.find(declared.name) else ["weights"]
+        if result.changed:
+            result.differs = ["weights"] if had else ["model"]
         return
     found = store.find(declared.name)
     if found:
@@ -619,9 +619,10 @@ def ensure_present(
         result.differs = difference(result.before, result.after) if result.before else ["model"]
     else:
         # Only in check mode: the base is not there yet, or will be another one.
-        result.differs = ["weights"] if result.before else ["model"]
         empty = {field: [] for field in ("weights", "adapters", "messages")}
         result.after = wanted(declared, base_name, {**dict.fromkeys(FIELDS, ""), **empty, "parameters": {}}, adapter)
+        moved = result.before and result.before["parent"].lower() != result.after["parent"].lower()
+        result.differs = [*(["parent"] if moved else []), "weights"] if result.before else ["model"]
     if result.differs:
         _make(client, store, declared, found, base_name, adapter, result, unload_timeout)
     for old in sources_of(found["name"] if found else declared.name, store.all()):

@@ -218,7 +218,7 @@ actions:
   returned: always
   sample: [unload qwen3-14b-4090:latest, replace qwen3-14b-4090:latest]
 bytes_pulled:
-  description: Bytes that the server downloaded.
+  description: Bytes that the server downloaded, as far as it tells; small parts and those that were there already do not count.
   type: int
   returned: always
 bytes_uploaded:
