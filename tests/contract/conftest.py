@@ -279,12 +279,14 @@ def with_keys(source: Path, target: Path, changes: dict) -> Path:
             return at
         return at + sizes[kind]
 
-    at, kept = 24, []
+    at, kept, tokenizer = 24, [], None
     for _index in range(count):
         start, length = at, struct.unpack_from("<Q", body, at)[0]
         key = body[at + 8 : at + 8 + length].decode()
         at += 8 + length
         at = after(at + 4, struct.unpack_from("<I", body, at)[0])
+        if key.startswith("tokenizer.") and tokenizer is None:
+            tokenizer = len(kept)
         if key not in changes:
             kept.append(body[start:at])
     infos = at
@@ -297,7 +299,7 @@ def with_keys(source: Path, target: Path, changes: dict) -> Path:
             packed = struct.pack("<Q", len(key)) + key.encode()
             text = value.encode() if isinstance(value, str) else b""
             packed += struct.pack("<IQ", 8, len(text)) + text if text else struct.pack("<II", 4, value)
-            kept.append(packed)
+            kept.insert(tokenizer, packed)  # where converters put it: /api/tags stops reading at the tokenizer
     head = b"GGUF" + struct.pack("<IQQ", 3, tensors, len(kept)) + b"".join(kept) + body[infos:at]
     target.write_bytes(head.ljust(-(-len(head) // 32) * 32, b"\0") + body[-(-at // 32) * 32 :])
     return target
@@ -416,8 +418,9 @@ def pytest_sessionfinish(session):
         row.pop(command, None)
     for case, outcome in OUTCOMES.items():
         table["cases"].setdefault(case, {})[command] = outcome
-    table["cases"] = {case: row for case, row in sorted(table["cases"].items()) if row}
-    path.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")
+    rows = [f"  {json.dumps(case)}: {json.dumps(row, sort_keys=True)}" for case, row in sorted(table["cases"].items()) if row]
+    head = json.dumps(table["servers"], sort_keys=True)
+    path.write_text('{\n "servers": ' + head + ',\n "cases": {\n' + ",\n".join(rows) + "\n }\n}\n")
 
 
 @pytest.fixture(scope="session", autouse=True)

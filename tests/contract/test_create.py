@@ -261,6 +261,31 @@ def test_an_unknown_quantisation(server, name, gguf):
     assert answer.status >= 400 and "unsupported quantization type Q9_9" in answer.error()
 
 
+@pytest.mark.parametrize(("license_", "kind"), [(3, "number"), ({"x": 1}, "object")])
+def test_a_licence_of_a_wrong_type(server, name, license_, kind):
+    answer = server.post("/api/create", {"model": name, "from": "base", "license": license_, "stream": False})
+    assert answer.status == 500 and f"cannot unmarshal {kind}" in answer.error() and not server.digest(name)
+
+
+def test_an_unknown_function_in_a_template(server, name):
+    answer = server.post("/api/create", {"model": name, "from": "base", "template": "{{ nonsense }}", "stream": False})
+    assert (answer.status, answer.error()) == (400, 'template error: template: :1: function "nonsense" not defined')
+
+
+@pytest.mark.parametrize("path", ["../x.gguf", "a//b.gguf", "./x.gguf"])
+def test_a_file_name_that_leads_out(server, name, gguf, path):
+    answer = server.post("/api/create", {"model": name, "files": {path: server.upload(gguf["plain"])}})
+    assert (answer.status, answer.json()) == (400, {"error": "file path must be relative"})
+
+
+def test_quantising_from_a_model(server, name):
+    """It works from a model, too, if that is not quantised yet; the type is then the new one."""
+    server.create(name, **{"from": "plain", "quantize": "q8_0"})
+    assert server.show(name)["details"]["quantization_level"] == "Q8_0"
+    answer = server.post("/api/create", {"model": f"{name}2", "from": name, "quantize": "q4_K_M", "stream": False})
+    assert answer.status == 500 and "only supported for F16, BF16 and F32" in answer.error()
+
+
 def test_a_chat_template_in_the_file_is_used(server, name):
     """base has one in its GGUF; a model without stored TEMPLATE shows it."""
     assert "im_start" in server.show("base")["template"]

@@ -51,9 +51,17 @@ def test_chat_without_stream(server):
     assert whole["message"]["content"] and whole["done_reason"] == "length" and whole["model"] == "plain"
 
 
-def test_an_answer_that_ends_by_itself(server):
-    whole = server.post("/api/chat", {"model": "base", "messages": CHAT, "options": {"seed": 1, "num_predict": 400}, "stream": False}).json()
-    assert whole["done_reason"] == "stop" and whole["eval_count"] < 400
+def test_an_answer_that_a_stop_sequence_ends(server):
+    free = {"seed": 1, "num_predict": 12, "temperature": 0}
+    text = server.post("/api/generate", {"model": "plain", "prompt": "x", "options": free, "stream": False}).json()["response"]
+    cut = text[len(text) // 2 :][:3]
+    whole = server.post("/api/generate", {"model": "plain", "prompt": "x", "options": {**free, "stop": [cut]}, "stream": False}).json()
+    assert whole["done_reason"] == "stop" and cut not in whole["response"] and len(whole["response"]) < len(text)
+
+
+def test_an_empty_stop_list_stops_nothing(server):
+    whole = server.post("/api/generate", {"model": "plain", "prompt": "x", "options": {**SHORT, "stop": []}, "stream": False}).json()
+    assert whole["done_reason"] == "length"
 
 
 @pytest.mark.parametrize("path", ["/api/generate", "/api/chat"])
@@ -112,7 +120,28 @@ def test_embed_of_a_wrong_type(server):
 
 def test_embed_is_the_same_twice(server):
     body = {"model": "vectors", "input": "same"}
-    assert server.post("/api/embed", body).json()["embeddings"] == server.post("/api/embed", body).json()["embeddings"]
+    first, second = (server.post("/api/embed", body).json()["embeddings"][0] for _call in range(2))
+    assert all(abs(one - other) < 1e-4 for one, other in zip(first, second))
+
+
+def test_embed_asked_of_a_model_that_answers(server):
+    answer = server.post("/api/embed", {"model": "plain", "input": "x"})
+    assert answer.status == 501 and "does not support embeddings" in answer.json()["error"]
+
+
+def test_suffix_is_refused_where_the_template_has_none(server):
+    answer = server.post("/api/generate", {"model": "plain", "prompt": "x", "suffix": "y"})
+    assert answer.status == 400 and answer.json()["error"].endswith("plain:latest does not support insert")
+
+
+def test_a_format_that_is_none(server):
+    answer = server.post("/api/generate", {"model": "plain", "prompt": "x", "format": "yaml", "stream": False})
+    assert answer.status == 500 and "invalid format" in answer.json()["error"]
+
+
+def test_stream_of_a_wrong_type(server):
+    answer = server.post("/api/generate", {"model": "plain", "stream": "yes"})
+    assert answer.status == 400 and "GenerateRequest.stream of type bool" in answer.json()["error"]
 
 
 # -- OpenAI

@@ -15,15 +15,18 @@ def pull(server, model: str, **fields):
     return server.post("/api/pull", {"model": model, "insecure": True, **fields})
 
 
-def test_a_pull(server, registry, name, gguf):
+def test_a_pull(fresh, registry, name, gguf):
+    server, size = fresh(), gguf["tiny"].stat().st_size
     entry = registry.publish(name, gguf["tiny"])
+    registry.rules({"prefix": f"/v2/library/{name}/blobs/{entry['weights']}", "method": "GET", "bytes_per_s": size * 2})
     answer = pull(server, entry["name"])
     said = [line["status"] for line in answer.lines()]
     assert answer.status == 200 and said[0] == "pulling manifest" and said[-1] == "success"
     assert "verifying sha256 digest" in said and "writing manifest" in said
     short = entry["weights"][7:19]
-    line = next(line for line in answer.lines() if line["status"] == f"pulling {short}" and line.get("completed") == line.get("total"))
-    assert line["digest"] == entry["weights"] and line["total"] == gguf["tiny"].stat().st_size
+    lines = [line for line in answer.lines() if line["status"] == f"pulling {short}"]
+    assert lines and all((line["digest"], line["total"]) == (entry["weights"], size) for line in lines)
+    assert [line.get("completed", 0) for line in lines] == sorted(line.get("completed", 0) for line in lines)
 
 
 def test_the_digest_is_the_registrys_manifest(server, registry, name, gguf):

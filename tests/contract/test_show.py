@@ -76,9 +76,9 @@ def test_renderer_and_parser_fields_stay_empty(server, name):
 def test_details(server, name):
     server.create(name, **{"from": "plain"})
     assert server.show(name)["details"] == {
-        "parent_model": "plain:latest", "format": "gguf", "family": "qwen3", "families": ["qwen3"], "parameter_size": "262.59K"[:3] + "K",
+        "parent_model": "plain:latest", "format": "gguf", "family": "qwen3", "families": ["qwen3"], "parameter_size": "263K",
         "quantization_level": "F16",
-    } or server.show(name)["details"]["parameter_size"].endswith("K")  # fmt: skip
+    }  # fmt: skip
 
 
 def test_parent_of_a_copy_is_the_parent_of_the_original(server, name):
@@ -134,8 +134,22 @@ def test_fields_of_tags(server, name):
     assert entry["model"] == entry["name"] and re.fullmatch(r"[0-9a-f]{64}", entry["digest"])
     assert entry["size"] == sum(layer["size"] for layer in [*manifest["layers"], manifest["config"]])
     assert entry["details"]["context_length"] == 40960 and entry["details"]["embedding_length"] == 64
-    assert entry["capabilities"] == ["completion"]
+    assert entry["capabilities"] == ["completion"] and entry["details"]["parent_model"] == "plain:latest"
     assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", entry["modified_at"])
+
+
+def test_tags_and_show_disagree_on_thinking(server):
+    """/api/tags never looks at a GGUF's chat template: ask /api/show."""
+    assert server.tags()["base:latest"]["capabilities"] == ["completion"]
+    assert "thinking" in server.show("base")["capabilities"]
+
+
+def test_tags_know_an_embedding_model(server):
+    assert server.tags()["vectors:latest"]["capabilities"] == ["embedding"]
+
+
+def test_numbers_of_32_bits_are_short(server):
+    assert server.show("base")["model_info"]["qwen3.attention.layer_norm_rms_epsilon"] == 1e-06
 
 
 def test_a_copied_manifest_appears_without_restart(server, name):

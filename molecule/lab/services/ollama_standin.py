@@ -46,6 +46,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 import unicodedata
 import urllib.error
 import urllib.parse
@@ -463,6 +464,15 @@ class GgufError(Exception):
     """Not a GGUF file that can be read."""
 
 
+def shortest_float32(value: float) -> float:
+    """The shortest decimal that is this float32, which is how Go writes one."""
+    for digits in range(1, 10):
+        text = f"{value:.{digits}g}"
+        if struct.pack("<f", float(text)) == struct.pack("<f", value):
+            return float(text)
+    return value
+
+
 class Strings:
     """A GGUF array of strings, read only when somebody wants to see it."""
 
@@ -516,6 +526,8 @@ class Gguf:
     def _value(self, kind: int):
         if kind == 8:
             return self._string()
+        if kind == 6:
+            return shortest_float32(self._take("<f"))
         if kind != 9:
             return self._take(_SCALARS[kind])
         inner, count = self._take("<I"), self._take("<Q")
@@ -603,20 +615,24 @@ def read_gguf(path: str) -> Gguf:
         return _GGUF_CACHE[key]
 
 
-def rewrite_gguf(source: Gguf, out_path: str) -> None:
+def rewrite_gguf(source: Gguf, out_path: str, file_type: int | None = None) -> None:
     """What `llama-quantize … COPY` does to a file as far as a client can see: the bytes change once.
 
-    general.quantization_version is set where it is missing and the data moved behind the longer header, so
-    the digest of a model made from a file is not the file's, is the same each time, and a copy of the copy is
-    the copy. Holes stay holes.
+    general.quantization_version is set where it is missing (and general.file_type where another one is asked for) and
+    the data moved behind the longer header, so the digest of a model made from a file is not the file's, is the same
+    each time, and a copy of the copy is the copy. Holes stay holes.
     """
+    added = {}
+    if "general.quantization_version" not in source.kv:
+        added["general.quantization_version"] = 2
+    if file_type is not None:
+        added["general.file_type"] = file_type
     with open(source.path, "rb") as original, open(out_path, "r+b") as out:
-        if "general.quantization_version" in source.kv:
+        if not added:
             copy_sparse(original, out, 0, 0, source.size)
             return
-        key = b"general.quantization_version"
-        extra = struct.pack("<Q", len(key)) + key + struct.pack("<II", 4, 2)
-        head = original.read(8) + struct.pack("<QQ", len(source.tensors), len(source.kv) + 1)
+        extra = b"".join(struct.pack("<Q", len(key)) + key.encode() + struct.pack("<II", 4, value) for key, value in added.items())
+        head = original.read(8) + struct.pack("<QQ", len(source.tensors), len(source.kv) + len(added))
         original.seek(24)
         head += original.read(source.kv_end - 24) + extra
         head += original.read(source.header_end - source.kv_end)
@@ -991,7 +1007,7 @@ def model_reference(text: str) -> tuple[Name, str]:
         raise ValueError(f'use either :local or :cloud, not both: "{text}"')
     name = Name.parse(base)
     if not name.valid():
-        raise ValueError("unqualified name: " + (name.full() if name.model else ""))
+        raise ValueError("invalid model name")
     return name, source
 
 
@@ -1213,6 +1229,10 @@ def _layer_json(layer: dict) -> dict:
 # A model as the store describes it
 # ---------------------------------------------------------------------------------------------------------
 
+TEMPLATE_WORDS = set(
+    "if else range with end define block template break continue nil true false and or not len index slice print printf println html js "
+    "urlquery call eq ne lt le gt ge json currentDate yesterdayDate toTypeScriptType".split()
+)
 _ACTION = re.compile(r"\{\{-?\s*(.*?)\s*-?\}\}", re.S)
 
 
@@ -1227,7 +1247,11 @@ def check_template(text: str) -> None:
         stop = text.find("}}", start)
         if stop < 0:
             raise ApiError(400, f"template error: template: :{line}: unclosed action")
-        word = text[start + 2 : stop].strip("- \t\r\n").split(" ")[0]
+        action = text[start + 2 : stop].strip("- \t\r\n")
+        word = action.split(" ")[0]
+        for called in re.findall(r"(?:^|[|(])\s*([A-Za-z_]\w*)", re.sub(r'"(?:\\.|[^"\\])*"|`[^`]*`', '""', action)):
+            if called not in TEMPLATE_WORDS and not action.startswith("/*"):
+                raise ApiError(400, f'template error: template: :{line}: function "{called}" not defined')
         if word in ("if", "range", "with", "block", "define"):
             depth += 1
         elif word == "end":
@@ -1264,6 +1288,9 @@ def go_template_capabilities(text: str) -> list:
     if "thinking" in names and "<think>" in text:
         found.append("thinking")
     return found
+
+
+THINKING_PARSERS = ("qwen3", "qwen3-thinking", "qwen3-vl-thinking", "deepseek3", "harmony", "olmo3-think", "gemma4")
 
 
 class Model:
@@ -1338,8 +1365,19 @@ class Model:
         if not self.has_template or self.rendered_by_template():
             found += go_template_capabilities(self.template)
         if self.config.get("parser"):
-            found += ["tools", "thinking"]
+            found += ["tools", "thinking"] if self.config["parser"] in THINKING_PARSERS else ["tools"]
         return list(dict.fromkeys(found))
+
+    def listed_capabilities(self) -> list:
+        """The capabilities of /api/tags, which never looks at a GGUF's chat template."""
+        found = []
+        if self.gguf:
+            found.append("embedding" if f"{self.gguf.arch}.pooling_type" in self.gguf.kv else "completion")
+        found += self.config.get("capabilities") or []
+        found += go_template_capabilities(self.template)
+        if self.config.get("parser"):
+            found += ["tools", "thinking"] if self.config["parser"] in THINKING_PARSERS else ["tools"]
+        return list(dict.fromkeys(found + (["vision"] if self.projectors else [])))
 
     def details(self, with_lengths: bool = False, parent: bool = True) -> dict:
         config = self.config
@@ -1352,7 +1390,8 @@ class Model:
             "quantization_level": config.get("file_type", ""),
         }
         if with_lengths and self.gguf:
-            for key, value in (("context_length", self.gguf.get("context_length")), ("embedding_length", self.gguf.get("embedding_length"))):
+            for key in ("context_length", "embedding_length"):
+                value = config.get(key) or self.gguf.get(key)
                 if value:
                     found[key] = int(value)
         return found
@@ -1842,7 +1881,9 @@ class Registry:
         with self.lock:
             work = self.downloads.get(digest)
             if work is None:
-                work = self.downloads[digest] = Download(self, url, digest, path)
+                work = Download(self, url, digest, path)
+                work.prepare()
+                self.downloads[digest] = work
                 work.start()
             work.references += 1
         try:
@@ -1850,7 +1891,6 @@ class Registry:
                 yield _progress(digest, work.total, work.completed)
             if work.error:
                 raise work.error
-            yield _progress(digest, work.total, work.total)
         finally:
             with self.lock:
                 work.references -= 1
@@ -1859,8 +1899,8 @@ class Registry:
                     self.downloads.pop(digest, None)
 
 
-def _progress(digest: str, total: int, completed: int) -> dict:
-    line = {"status": f"pulling {digest[7:19]}", "digest": digest}
+def _progress(digest: str, total: int, completed: int, status: str = "") -> dict:
+    line: dict = {"status": status or f"pulling {digest[7:19]}", "digest": digest}
     if total:
         line["total"] = total
     if completed:
@@ -1906,7 +1946,6 @@ class Download(threading.Thread):
 
     def run(self) -> None:
         try:
-            self.prepare()
             self.fetch()
         except ApiError as error:
             self.error = error
@@ -2006,6 +2045,24 @@ class Download(threading.Thread):
 # The server
 # ---------------------------------------------------------------------------------------------------------
 
+CHATML_JINJA = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def edit_distance(one: str, other: str) -> int:
+    """Levenshtein's distance, by which the real server recognises a known chat template (below 100)."""
+    if abs(len(one) - len(other)) >= 100:
+        return 100
+    row = list(range(len(other) + 1))
+    for number, left in enumerate(one, 1):
+        before, row[0] = row[0], number
+        for column, right in enumerate(other, 1):
+            before, row[column] = row[column], min(row[column] + 1, row[column - 1] + 1, before + (left != right))
+    return row[-1]
+
+
 CHATML = (
     "{{ range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n"
 )
@@ -2029,7 +2086,7 @@ class Server:
         try:
             name, source = model_reference(text)
         except ValueError as error:
-            if "use either" in str(error):
+            if text.strip():
                 raise ApiError(400, str(error)) from error
             raise ApiError(bad_status or missing_status, message) from error
         if source == "cloud":
@@ -2049,9 +2106,10 @@ class Server:
             found.append({
                 "name": name.short(), "model": name.short(), "modified_at": go_time(manifest.modified),
                 "size": manifest.size(), "digest": manifest.digest,
-                "details": model.details(with_lengths=True, parent=False), "capabilities": model.capabilities(),
+                "details": model.details(with_lengths=True), "capabilities": model.listed_capabilities(),
             })  # fmt: skip
-        found.sort(key=lambda item: item["modified_at"], reverse=True)
+        random.shuffle(found)  # the real one walks a map and sorts by whole seconds
+        found.sort(key=lambda item: item["modified_at"][:19], reverse=True)
         return {"models": found}
 
     def ps(self) -> dict:
@@ -2086,6 +2144,9 @@ class Server:
         if model.digest not in self.shown:  # the order of parameters is drawn once for a manifest
             self.shown[model.digest] = (model.parameters_text(), model.modelfile())
         parameters, modelfile = self.shown[model.digest]
+        if body.get("options"):
+            model.options = {**model.options, **body["options"]}
+            modelfile = model.modelfile()
         modelfile = re.sub(r"(?m)^# FROM .*$", lambda _match: f"# FROM {name.short()}", modelfile, count=1)
         answer = {
             "license": "\n".join(model.licenses), "modelfile": modelfile, "parameters": parameters,
@@ -2123,10 +2184,6 @@ class Server:
 
     def create(self, body: dict):
         config = {"renderer": body.get("renderer") or "", "parser": body.get("parser") or "", "requires": body.get("requires") or ""}
-        for field in ("files", "adapters"):
-            given = body.get(field)
-            if given is not None and not isinstance(given, dict):
-                raise ApiError(400, f"json: cannot unmarshal into Go struct field CreateRequest.{field} of type map[string]string")
         for path, digest in (body.get("files") or {}).items():
             if not _valid_path(path):
                 raise ApiError(400, "file path must be relative")
@@ -2146,11 +2203,15 @@ class Server:
         except (NotFound, ValueError):
             old = []
         layers: list = []
+        source = ""
         if body.get("from"):
             try:
-                base_name, _source = model_reference(body["from"])
+                base_name, source = model_reference(body["from"])
             except ValueError as error:
                 raise ApiError(400, "invalid model name") from error
+        if source == "cloud":
+            config.update(remote_host="https://ollama.com:443", remote_model=cut_source(body["from"].strip())[0])
+        elif body.get("from"):
             try:
                 base = self.store.manifest(base_name)
             except NotFound:
@@ -2166,11 +2227,16 @@ class Server:
                 config[key] = config.get(key) or inherited.get(key) or ""
             config["model_format"] = inherited.get("model_format", "")
         elif body.get("files") is not None:
-            layers += yield from self._from_files(body["files"], body.get("quantize") or "")
+            layers += yield from self._from_files(body["files"])
         else:
             raise ApiError(400, "neither 'from' or 'files' was specified")
-        if body.get("adapters"):
-            layers += yield from self._from_files(body["adapters"], "", adapter=True)
+        if body.get("adapters") is not None:
+            layers += yield from self._from_files(body["adapters"], adapter=True)
+        self._info(body.get("info") or {}, config)
+        quantize = (body.get("quantize") or body.get("quantization") or "").upper()
+        for number, layer in enumerate(layers):
+            if layer["mediaType"] == MEDIA + "model" and (quantize or layer.get("uploaded")):
+                layers[number] = yield from self._rewrite(read_gguf(self.store.blob(layer["digest"])), layer, quantize)
         families: list = []
         for layer in layers:
             if layer["mediaType"] == MEDIA + "model":
@@ -2188,6 +2254,9 @@ class Server:
         if body.get("system"):
             layers = self._replace(layers, "system", body["system"].encode("utf-8", "surrogateescape"))
         license_given = body.get("license")
+        if not isinstance(license_given, (str, list, type(None))):
+            kind = json_kind(license_given)
+            raise ApiError(500, f"json: cannot unmarshal {kind} into Go value of type []string")
         for text in [license_given] if isinstance(license_given, str) else license_given or []:
             if not isinstance(text, str):
                 raise ApiError(500, "json: cannot unmarshal number into Go value of type string")
@@ -2212,7 +2281,7 @@ class Server:
         ordered = {key: config.get(key) or "" for key in ("model_format", "model_family")}
         ordered["model_families"] = config["model_families"]
         ordered.update({key: config.get(key) or "" for key in ("model_type", "file_type")})
-        for key in ("renderer", "parser", "requires", "capabilities"):
+        for key in ("renderer", "parser", "requires", "remote_host", "remote_model", "capabilities", "context_length", "embedding_length", "base_name"):
             if config.get(key):
                 ordered[key] = config[key]
         ordered.update({"architecture": "amd64", "os": "linux"})
@@ -2227,6 +2296,25 @@ class Server:
                 self.store.remove_unused(old)
         yield {"status": "success"}
 
+    @staticmethod
+    def _info(info: dict, config: dict) -> None:
+        """The overrides that no Modelfile can express."""
+        given = [item if isinstance(item, str) else "" for item in info.get("capabilities") or [] if isinstance(info["capabilities"], list)]
+        if given:
+            config["capabilities"] = [*(config.get("capabilities") or []), *given]
+        for field, key in (("model_family", "model_family"), ("base_name", "base_name"), ("quantization_level", "file_type"), ("parameter_size", "model_type")):
+            if field in info:
+                if not isinstance(info[field], str):
+                    raise ApiError(400, f'info field "{field}" must be a string')
+                config[key] = info[field]
+        for field in ("context_length", "embedding_length"):
+            if field in info:
+                if isinstance(info[field], bool) or not isinstance(info[field], float):
+                    raise ApiError(400, f'info field "{field}" must be a number')
+                if info[field] < 0 or info[field] != int(info[field]):
+                    raise ApiError(400, f'info field "{field}" must be a non-negative integer')
+                config[field] = int(info[field])
+
     def _pull_quietly(self, name: Name):
         """Pull a base that is missing; its `success` is part of the create's lines."""
         yield from self.registry.pull(name, insecure=False)
@@ -2238,50 +2326,54 @@ class Server:
         self.store.remove_unused([layer for layer in removed if layer["digest"] != made["digest"]])
         return [*kept, made]
 
-    def _from_files(self, files: dict, quantize: str, adapter: bool = False):
+    def _from_files(self, files: dict, adapter: bool = False):
         """Layers from uploaded blobs; yields progress, returns layers."""
-        if not files:
-            raise ApiError(400, "no files provided to convert")
-        kind = "safetensors" if any(name.endswith(".safetensors") for name in files) else "gguf"
-        paths = {name: self.store.blob(digest) for name, digest in files.items()}
-        for name, path in paths.items():
-            if not os.path.exists(path):
-                raise ApiError(500, f"open {path}: no such file or directory")
-            if not name.endswith((".gguf", ".safetensors", ".bin")):
-                with open(path, "rb") as handle:
-                    if handle.read(4) != b"GGUF":
-                        raise ApiError(400, "unknown type")
+        kind = ""
+        for name, digest in files.items():
+            if name.endswith((".safetensors", ".gguf")):
+                kind = name.rpartition(".")[2]
+                break
+            try:
+                with open(self.store.blob(digest), "rb") as handle:
+                    kind = "gguf" if handle.read(4) == b"GGUF" else ""
+            except (ApiError, OSError):
+                break
         if kind == "safetensors":
-            raise ApiError(400, "the lab stand-in does not convert safetensors")
+            yield {"status": "converting model" if not adapter else "converting adapter"}
+            raise ApiError(500, "the lab stand-in does not convert safetensors")
+        if kind != "gguf":
+            raise ApiError(400, "unknown type")
         if adapter and len(files) > 1:
             raise ApiError(400, "only one adapter is currently supported")
         layers = []
-        for name, digest in files.items():
+        for name, digest in sorted(files.items()):
             yield {"status": "parsing GGUF"}
-            with open(paths[name], "rb") as handle:
-                if handle.read(4) != b"GGUF":
-                    raise ApiError(400, "supplied file was not in GGUF format")
+            path = self.store.blob(digest)
             try:
-                gguf = read_gguf(paths[name])
+                with open(path, "rb") as handle:
+                    if handle.read(4) != b"GGUF":
+                        raise ApiError(400, "supplied file was not in GGUF format")
+                gguf = read_gguf(path)
+            except FileNotFoundError as error:
+                raise ApiError(500, f"open {path}: no such file or directory") from error
             except GgufError as error:
                 raise ApiError(500, str(error)) from error
-            kind = {"adapter": "adapter", "projector": "projector", "mmproj": "projector"}.get(gguf.kind(), "model")
-            layer = self.store.reuse(digest, MEDIA + kind, name)
-            if kind == "model":
-                layer = yield from self._rewrite(gguf, layer, quantize.upper())
-            layers.append(layer)
+            media = {"adapter": "adapter", "projector": "projector", "mmproj": "projector"}.get(gguf.kind(), "model")
+            layers.append({**self.store.reuse(digest, MEDIA + media, name), "uploaded": True})
         for layer in list(layers):
             template = read_gguf(self.store.blob(layer["digest"])).kv.get("tokenizer.chat_template", "")
-            if not adapter and "<|im_start|>" in template and len(template) < 400:
+            if not adapter and "<|im_start|>" in template and edit_distance(template, CHATML_JINJA) < 100:
                 made = self.store.put(CHATML.encode(), MEDIA + "template")
                 made["status"] = "using autodetected template chatml"
                 stop = self.store.put(b'{"stop":["\\u003c|im_start|\\u003e","\\u003c|im_end|\\u003e"]}\n', MEDIA + "params")
-                stop.pop("status")
                 layers += [made, stop]
         return layers
 
     def _rewrite(self, gguf: Gguf, layer: dict, quantize: str):
-        """The pass through llama-quantize that every uploaded file goes through."""
+        """The pass through llama-quantize: every uploaded file is copied by it once, and quantised on request.
+
+        What quantising changes here is the name of the type and so the digest, not the size.
+        """
         have = gguf.file_type()
         if quantize:
             supported = ("F32", "F16", "Q4_K_S", "Q4_K_M", "Q8_0")
@@ -2289,16 +2381,18 @@ class Server:
                 raise ApiError(500, f"unsupported quantization type {quantize} - supported types are {', '.join(supported)}")
             if have not in ("F16", "BF16", "F32"):
                 raise ApiError(500, "quantization is only supported for F16, BF16 and F32 models")
-            if have != quantize:
-                raise ApiError(500, "the lab stand-in does not quantise")
+        wanted = {"": have, "Q4_K": "Q4_K_M"}.get(quantize, quantize)
+        if wanted == have and not layer.get("uploaded"):
+            return layer
         total = layer["size"]
-        line = {"status": "validating GGUF model", "digest": "0000000000000000000", "total": total}
-        yield line
+        if total > 64 * MIB:
+            status = f"quantizing {have} model to {quantize}" if wanted != have else "validating GGUF model"
+            for share in (0.0, 0.5, 1.0):
+                yield _progress("0000000000000000000", total, int(total * share), status)
         handle, temporary = tempfile.mkstemp(prefix="COPY", dir=self.store.blobs_dir())
         os.close(handle)
         try:
-            rewrite_gguf(gguf, temporary)
-            yield dict(line, completed=total)
+            rewrite_gguf(gguf, temporary, None if wanted == have else next(number for number, name in _FILE_TYPES.items() if name == wanted))
             yield {"status": "verifying conversion"}
             digest = file_digest(temporary)
             status = "using existing layer" if os.path.exists(self.store.blob(digest)) else "creating new layer"
@@ -2327,7 +2421,7 @@ class Server:
             name, _source = model_reference(text)
         except ValueError as error:
             message = str(error)
-            raise ApiError(400, f'name "{text}" is invalid' if message.startswith("unqualified") else message) from error
+            raise ApiError(400, f'name "{text}" is invalid' if message == "invalid model name" else message) from error
         name = self.store.existing(name)
         try:
             self.store.remove(name)
@@ -2360,7 +2454,8 @@ class Server:
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-            raise ApiError(400, f"Unsupported type: '{type(value).__name__}'")
+            kind = {"bool": "bool", "list": "[]interface {}"}.get(type(value).__name__, "map[string]interface {}")
+            raise ApiError(400, f"Unsupported type: '{kind}'")
         if isinstance(value, str):
             try:
                 seconds = go_duration(value)
@@ -2387,6 +2482,13 @@ class Server:
         asked = body.get("options")
         options = self.scheduler.options(model, asked)
         return self.scheduler.acquire(model, options, asked, keep_s, body.get("shift")), options
+
+    @staticmethod
+    def check_format(body: dict) -> None:
+        """format is "json" or a schema."""
+        given = body.get("format")
+        if given not in (None, "", "json") and not isinstance(given, dict):
+            raise ApiError(500, f'invalid format: {go_quote(go_json(given))}; expected "json" or a valid JSON Schema object')
 
     def words(self, runner: Runner, options: dict, text: str):
         """Tokens of an answer from the child: yields (token or None at the end, done_reason)."""
@@ -2447,6 +2549,9 @@ class Server:
         thinking = "thinking" in model.capabilities()
         if body.get("think") and not thinking:
             raise ApiError(400, f'"{text}" does not support thinking')
+        if body.get("suffix") and "insert" not in model.capabilities():
+            raise ApiError(400, f"{model.name.full()} does not support insert")
+        self.check_format(body)
         runner, options = self.run(model, body, keep_s, prompt, "generate")
         if not prompt:
             self.scheduler.release(runner)
@@ -2490,6 +2595,7 @@ class Server:
             raise ApiError(400, f"{model.name.full()} does not support tools")
         if body.get("think") and "thinking" not in capabilities:
             raise ApiError(400, f'"{text}" does not support thinking')
+        self.check_format(body)
         prompt = "\n".join(f"{m.get('role')}: {m.get('content')}" for m in [*model.messages, *messages])
         runner, options = self.run(model, body, keep_s, prompt, "chat")
         if not messages:
@@ -2531,6 +2637,8 @@ class Server:
             loaded = time.monotonic()
             if not inputs:
                 return {"model": text, "embeddings": []}
+            if "embedding" not in model.capabilities():
+                raise ApiError(501, "This server does not support embeddings. Start it with `--embeddings`")
             width = int(model.gguf.get("embedding_length", 8))
             vectors = [self.vector(item, min(int(body.get("dimensions") or width) or width, width)) for item in inputs]
             return {
@@ -2566,7 +2674,31 @@ ROUTES = {
     "/api/embed": ("POST",), "/api/embeddings": ("POST",), "/v1/chat/completions": ("POST",),
     "/v1/completions": ("POST",), "/v1/embeddings": ("POST",), "/v1/models": ("GET",), "/api/me": ("POST",),
 }  # fmt: skip
+BARE_JSON = "application/json"
+REQUESTS = {
+    "/api/create": "CreateRequest", "/api/generate": "GenerateRequest", "/api/chat": "ChatRequest", "/api/pull": "PullRequest",
+    "/api/show": "ShowRequest", "/api/copy": "CopyRequest", "/api/delete": "DeleteRequest", "/api/embed": "EmbedRequest",
+    "/api/embeddings": "EmbeddingRequest", "/api/push": "PushRequest",
+}  # fmt: skip
+# field of a request: (Python type, Go type)
+FIELDS = {
+    **dict.fromkeys("model name from prompt suffix system source destination quantize renderer parser requires remote_host".split(), (str, "string")),
+    "template": (str, "string"), "stream": (bool, "bool"), "insecure": (bool, "bool"), "raw": (bool, "bool"), "verbose": (bool, "bool"),
+    "options": (dict, "map[string]interface {}"), "parameters": (dict, "map[string]interface {}"), "info": (dict, "map[string]interface {}"),
+    "files": (dict, "map[string]string"), "adapters": (dict, "map[string]string"), "messages": (list, "[]api.Message"), "tools": (list, "api.Tools"),
+}  # fmt: skip
 ORIGIN_SCHEMES = ("app://", "file://", "tauri://", "vscode-webview://", "vscode-file://")
+
+
+def json_kind(value) -> str:
+    """What encoding/json calls a value of a wrong type."""
+    return {str: "string", float: "number", int: "number", list: "array", bool: "bool", dict: "object"}.get(type(value), "value")
+
+
+def openai_error(error: ApiError) -> dict:
+    """An error as OpenAI's clients expect it."""
+    kind = {404: "not_found_error", 400: "invalid_request_error"}.get(error.status, "api_error")
+    return {"message": error.message, "type": kind, "param": None, "code": None}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -2588,7 +2720,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, status: int, body: bytes, kind: str = "application/json; charset=utf-8") -> None:
         self.send_response(status)
-        self.send_header("Content-Type", kind)
+        if kind:
+            self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.common_headers()
         self.end_headers()
@@ -2605,26 +2738,31 @@ class Handler(BaseHTTPRequestHandler):
         self.status = code
         super().send_response(code, message)
 
-    def json(self, value, status: int = 200) -> None:
-        self.answer(status, go_json(value).encode("utf-8", "surrogateescape"))
-
-    def fail(self, error: ApiError) -> None:
+    def json(self, value, status: int = 200, kind: str = "application/json; charset=utf-8") -> None:
         if self.path.startswith("/v1/"):
-            kind = {404: "not_found_error", 400: "invalid_request_error"}.get(error.status, "api_error")
-            self.json({"error": {"message": error.message, "type": kind, "param": None, "code": None}}, error.status)
+            kind = BARE_JSON
+        self.answer(status, go_json(value).encode("utf-8", "surrogateescape"), kind)
+
+    def fail(self, error: ApiError, kind: str = "application/json; charset=utf-8") -> None:
+        if self.path.startswith("/v1/"):
+            self.json({"error": openai_error(error)}, error.status)
         else:
-            self.json({"error": error.message}, error.status)
+            self.json({"error": error.message}, error.status, kind)
 
     def lines(self, events, stream: bool, fold=None) -> None:
         """Events as a stream of JSON lines, or folded into one answer.
 
         An error before the first line has its own status; one after it is a last line in an HTTP 200.
         """
-        if not stream:
-            collected = list(events)
-            self.json(fold(collected) if fold else collected[-1])
+        try:
+            collected = [] if stream else list(events)
+            first = next(events, None) if stream else None
+        except ApiError as error:
+            self.fail(error, "application/json; charset=utf-8" if fold and not stream else BARE_JSON)
             return
-        first = next(events, None)
+        if not stream:
+            self.json(fold(collected)) if fold else self.json(collected[-1], kind=BARE_JSON)
+            return
         self.begin_stream("application/x-ndjson")
         try:
             if first is not None:
@@ -2659,17 +2797,13 @@ class Handler(BaseHTTPRequestHandler):
             text = raw.decode("utf-8", "replace")
             char = text[at] if at < len(text) else ""
             raise ApiError(400, f"invalid character '{char}' looking for beginning of value" if char else "unexpected EOF") from error
+        request = REQUESTS.get(self.path, "Request")
         if not isinstance(found, dict):
-            kind = {str: "string", float: "number", list: "array", bool: "bool"}.get(type(found), "value")
-            raise ApiError(400, f"json: cannot unmarshal {kind} into Go value of type api.Request")
-        for key in ("model", "name", "from", "prompt", "system", "template", "source", "destination", "quantize", "renderer", "parser", "requires"):
-            if found.get(key) is not None and not isinstance(found[key], str):
-                kind = {float: "number", list: "array", bool: "bool", dict: "object"}.get(type(found[key]), "value")
-                raise ApiError(400, f"json: cannot unmarshal {kind} into Go struct field .{key} of type string")
-        for key in ("parameters", "options"):
-            if found.get(key) is not None and not isinstance(found[key], dict):
-                kind = {str: "string", float: "number", list: "array", bool: "bool"}.get(type(found[key]), "value")
-                raise ApiError(400, f"json: cannot unmarshal {kind} into Go struct field .{key} of type map[string]interface {{}}")
+            raise ApiError(400, f"json: cannot unmarshal {json_kind(found)} into Go value of type api.{request}")
+        for key, kind in FIELDS.items():
+            value = found.get(key)
+            if value is not None and not isinstance(value, kind[0]):
+                raise ApiError(400, f"json: cannot unmarshal {json_kind(value)} into Go struct field {request}.{key} of type {kind[1]}")
         return found
 
     def read_all(self) -> bytes:
@@ -2746,9 +2880,9 @@ class Handler(BaseHTTPRequestHandler):
         except (BrokenPipeError, ConnectionResetError, socket.timeout):
             self.close_connection = True
             self.status = self.status or 499
-        except OSError as error:
+        except Exception as error:  # whatever was sent, the server lives on, and its log says where it gave up
             self.close_connection = True
-            log("ERROR", "request failed", path=path, error=error)
+            log("ERROR", "request failed", path=path, error=repr(error), at=traceback.format_exc().splitlines()[-3].strip())
             if not self.status:
                 self.json({"error": str(error)}, 500)
         stamp = time.strftime("%Y/%m/%d - %H:%M:%S")
@@ -2769,20 +2903,23 @@ class Handler(BaseHTTPRequestHandler):
         if self.api.faults.hits("status_500", path):
             self.read_all()
             raise ApiError(500, "lab fault: status_500")
-        if self.command == "OPTIONS":
-            self.answer(204, b"", "text/plain")
+        if self.command == "OPTIONS" and self.headers.get("Origin"):
+            self.answer(204, b"", "")
             return
         if path.startswith("/api/blobs/") and self.command in ("HEAD", "POST"):
             self.blob(path[len("/api/blobs/") :])
             return
         if path.startswith("/v1/models/") and self.command == "GET":
-            self.json(self.openai_model(self.api.get_model(path[len("/v1/models/") :])))
+            asked = path[len("/v1/models/") :]
+            name = Name.parse(asked)
+            model = self.api.get_model(asked, missing=f"model '{name.short()}' not found")
+            self.json({**self.openai_model(model), "id": asked})
             return
-        if path not in ROUTES:
+        if path not in ROUTES and not path.startswith("/api/blobs/"):
             self.read_all()
             self.answer(404, b"404 page not found", "text/plain")
             return
-        if self.command not in ROUTES[path]:
+        if self.command not in ROUTES.get(path, ()):
             self.read_all()
             self.answer(405, b"405 method not allowed", "text/plain")
             return
@@ -2821,16 +2958,21 @@ class Handler(BaseHTTPRequestHandler):
         self.lines(self.api.pull(body), body.get("stream") is not False)
 
     def on_push(self) -> None:
-        self.body()
-        raise ApiError(500, "the lab stand-in does not push")
+        body = self.body()
+        text = body.get("model") or body.get("name") or ""
+        if not text:
+            raise ApiError(400, "model is required")
+        path = os.path.join(self.api.store.manifests_dir(), self.api.store.existing(Name.parse(text)).path())
+        missing = f"open {path}: no such file or directory"
+        self.lines(failing(missing if not os.path.exists(path) else "the lab stand-in does not push"), body.get("stream") is not False)
 
     def on_copy(self) -> None:
         self.api.copy(self.body())
-        self.answer(200, b"")
+        self.answer(200, b"", "")
 
     def on_delete(self) -> None:
         self.api.delete(self.body())
-        self.answer(200, b"")
+        self.answer(200, b"", "")
 
     def on_generate(self) -> None:
         body = self.body()
@@ -2906,6 +3048,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def on_v1_embeddings(self) -> None:
         body = self.body()
+        if body.get("input") is None:
+            raise ApiError(400, "invalid input")
         answer = self.api.embed(body)
         data = [{"object": "embedding", "embedding": vector, "index": index} for index, vector in enumerate(answer["embeddings"])]
         tokens = answer.get("prompt_eval_count", 0)
@@ -2928,7 +3072,8 @@ class Handler(BaseHTTPRequestHandler):
     def on_v1_chat_completions(self) -> None:
         body = self.body()
         if not body.get("messages"):
-            raise ApiError(400, "[] is too short - 'messages'")
+            self.json({"error": openai_error(ApiError(400, "[] is too short - 'messages'"))}, 400)
+            return
         result = self.api.chat({
             "model": body.get("model", ""), "messages": body["messages"], "options": self.openai_options(body),
             "tools": body.get("tools"),
@@ -2938,8 +3083,6 @@ class Handler(BaseHTTPRequestHandler):
     def on_v1_completions(self) -> None:
         body = self.body()
         prompt = body.get("prompt") or ""
-        if not prompt:
-            raise ApiError(400, "prompt is required")
         result = self.api.generate({"model": body.get("model", ""), "prompt": prompt, "options": self.openai_options(body)})
         self.openai(result, body, "text_completion", lambda event: {"content": event["response"], "thinking": event.get("thinking", "")})
 
@@ -2947,6 +3090,7 @@ class Handler(BaseHTTPRequestHandler):
         """Events of a generation in OpenAI's form: one object, or server-sent events."""
         number, created, chat = f"chatcmpl-{random.randint(1, 999)}", int(time.time()), kind == "chat.completion"
         head = {"id": number if chat else number.replace("chat", ""), "created": created, "model": body.get("model"), "system_fingerprint": "fp_ollama"}
+        events = [events] if isinstance(events, dict) else events
         if body.get("stream") is not True:
             collected = list(events)
             last = collected[-1]
@@ -2964,9 +3108,10 @@ class Handler(BaseHTTPRequestHandler):
         def sse(event: dict) -> str:
             piece, done = part(event), event.get("done")
             if chat:
-                delta = {"role": "assistant", "content": piece["content"]}
-                if piece.get("thinking"):
-                    delta["reasoning"] = piece["thinking"]
+                delta = {"role": "assistant"} if event is first else {}
+                for key, value in (("content", piece["content"]), ("reasoning", piece.get("thinking"))):
+                    if value:
+                        delta[key] = value
                 choice = {"index": 0, "delta": delta, "finish_reason": event.get("done_reason") if done else None}
             else:
                 choice = {"text": piece["content"], "index": 0, "finish_reason": event.get("done_reason") if done else None}
@@ -2982,8 +3127,14 @@ class Handler(BaseHTTPRequestHandler):
                 self.chunk("data: " + go_json({**_with_object(head, "chat.completion.chunk"), "choices": [], "usage": _usage(last)}) + "\n\n")
             self.chunk("data: [DONE]\n\n")
         except ApiError as error:
-            self.chunk("data: " + go_json({"error": {"message": error.message, "type": "api_error", "param": None, "code": None}}) + "\n\n")
+            self.chunk("data: " + go_json({"error": openai_error(error)}) + "\n\n")
         self.chunk("")
+
+
+def failing(message: str):
+    """A stream that is nothing but an error."""
+    raise ApiError(500, message)
+    yield {}
 
 
 def _with_object(head: dict, kind: str) -> dict:
