@@ -276,6 +276,8 @@ def up(name, hosts, server=None, shape=None):
     if wanted:
         _boot(name, wanted, tags, facts["cgroup"])
     hardware.place_cards(name, hosts, grade)
+    for host in hosts:
+        host["address"] = address(name, host["name"])
     recorded = {**known["hosts"], **{host["name"]: host for host in hosts}}
     _write_state(
         name,
@@ -290,7 +292,7 @@ def up(name, hosts, server=None, shape=None):
     )
     for host in hosts:
         say(
-            f"{host['name']} runs ({host['image']}, {address(name, host['name'])}): "
+            f"{host['name']} runs ({host['image']}, {host['address']}): "
             f"docker exec -it {container(name, host['name'])} bash"
         )
 
