@@ -462,7 +462,9 @@ def _platform(distribution):
 
 
 def _why_not_loaded(observed, state):
-    """What is known about why the module is not there."""
+    """What is known about why the module is not there, or not of the library's version."""
+    if state == "mismatch" and observed["loaded_version"] and observed["library_version"] != observed["loaded_version"]:
+        yield f"Loaded is {observed['loaded_version']}, the library is {observed['library_version']}."
     if state != "no_driver":
         return
     running = _kernel(observed, "running")

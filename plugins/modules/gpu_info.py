@@ -246,6 +246,7 @@ def observe(asked):
         "client": {
             "python": sys.executable,
             "python_found": os.access(asked["python"], os.X_OK),
+            "python_in_venv": os.path.isfile(os.path.join(os.path.dirname(asked["python"]), "..", "pyvenv.cfg")),
             "nvidia_ml_py": ml_py,
             "pynvml": deprecated,
         },

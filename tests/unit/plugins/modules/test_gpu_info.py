@@ -85,6 +85,7 @@ def test_a_well_host(host):
     assert answer["driver"]["loaded_version"] == "580.126.09"
     assert answer["driver"]["ollama"]["libraries"] == ["cuda_v12", "cuda_v13"]
     assert answer["client"]["nvidia_ml_py"] is not None
+    assert answer["client"]["python_in_venv"] is (sys.prefix != sys.base_prefix)
 
 
 def test_check_mode_answers_the_same(host):
@@ -135,21 +136,21 @@ def test_the_managed_python_is_taken(tmp_path):
     other.parent.mkdir(parents=True)
     other.symlink_to(sys.executable)
 
-    def ansible(python):
-        command = ["-m", "ansible", "adhoc", "localhost", "-c", "local", "-i", "localhost,", "-m", "gpufleet.llm.gpu_info"]
-        done = subprocess.run(
-            [sys.executable, *command, "-e", f"ansible_python_interpreter={sys.executable}", "-a", f"python={python}"],
-            capture_output=True,
-            text=True,
-            check=True,
-            cwd=tmp_path,
-            env=dict(os.environ, ANSIBLE_COLLECTIONS_PATH=str(REPO / ".collections"), ANSIBLE_LOAD_CALLBACK_PLUGINS="1"),
-        )
-        return json.loads(done.stdout.partition("=>")[2])["client"]
+    command = ["-m", "ansible", "adhoc", "localhost", "-c", "local", "-i", "localhost,", "-m", "gpufleet.llm.gpu_info"]
+    done = subprocess.run(
+        [sys.executable, *command, "-e", f"ansible_python_interpreter={sys.executable}", "-a", f"python={other}"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env=dict(os.environ, ANSIBLE_COLLECTIONS_PATH=str(REPO / ".collections")),
+    )
+    assert json.loads(done.stdout.partition("=>")[2])["client"]["python"] == str(other)
 
-    assert ansible(other)["python"] == str(other)
-    absent = ansible(tmp_path / "absent")
-    assert (absent["python"], absent["python_found"]) == (sys.executable, False)
+
+def test_a_managed_python_that_is_not_there_is_passed_over(host, tmp_path):
+    answer = host(python=str(tmp_path / "absent"))
+    assert (answer["client"]["python_found"], answer["client"]["python_in_venv"], answer["state"]) == (False, False, "ok")
 
 
 def test_what_is_returned_is_documented():
