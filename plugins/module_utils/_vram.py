@@ -96,6 +96,7 @@ def describe(header):
          "layer_bytes": [n, …], "end_bytes": n, # weights on the GPU: each layer's, and the output's with the norms
          "cache": [{"k": elements, "v": elements, "head_k": n, "head_v": n, "window": n | None}, …] | None,
          "extra_bytes": n,                      # projector and adapters
+         "query": n, "key_value": n,            # elements of one token's Q, and of its K
          "kv_heads": n,                         # the smallest of all layers, as Ollama's own estimate takes it
          "unknown": {"weights" | "kv" | "compute": "why the formula does not know this term"}}
 
@@ -137,10 +138,14 @@ def describe(header):
     }
     shape.update(_weights(tensors, layers, unknown))
     shape["cache"] = _cache(keys, architecture, layers, hidden, heads, number, unknown)
+    rows = shape["cache"] or [{"k": 0, "head_k": 0}]
+    shape["query"] = heads * max(row["head_k"] for row in rows)
+    shape["key_value"] = max(row["k"] for row in rows)
+    reason = _compute_unknown(shape) if shape["cache"] else unknown["kv"]
     if f"{architecture}.pooling_type" in keys or architecture.startswith(("bert", "nomic-bert", "jina-bert")):
-        unknown["compute"] = f"{architecture} is an embedding model"
-    elif architecture not in COMPUTE:
-        unknown["compute"] = f"the architecture {architecture} was not measured"
+        reason = f"{architecture} is an embedding model"
+    if reason:
+        unknown["compute"] = reason
     return shape
 
 
@@ -280,24 +285,86 @@ def scratch_bytes(shape, context, slots, kv_type, ubatch):
     return max(2 * cells(row, context, ubatch) * slots * (row["k"] + row["v"]) for row in shape["cache"])
 
 
-def _dense(shape, kv_type):
-    # gate, up and their product, and two rows of the residual stream (three where the cache is not quantised)
-    return 3 * shape["feed_forward"] + (3 if kv_type in PLAIN_KV_TYPES else 2) * shape["hidden"]
+# --- the compute buffer ---
+#
+# Elements (f32) that stand at once for one token of a batch while the widest part of the graph is computed. Each rule
+# was read off dry runs of several shapes of the architecture, true ones and made-up ones with one size changed.
 
 
-# Elements (f32) that stand at once for one token of a batch, by architecture: measured, docs/plan_accuracy.md.
-COMPUTE = {"qwen3": _dense}
+def _gated(shape, quantised):
+    """Dense models with gate, up and down: the FFN's three rows, the attention's output and two of the residual stream.
+
+    With a quantised cache the allocator finds another place for the attention's output, by which of the two is wider.
+    """
+    query, hidden = shape["query"], shape["hidden"]
+    extra = 0 if not quantised or query > hidden else query if query < hidden else -query
+    return 3 * shape["feed_forward"] + query + 2 * hidden + extra
+
+
+def _fused(shape, _quantised):
+    """Gate and up in one matrix (Phi)."""
+    return 3 * shape["feed_forward"] + 2 * shape["hidden"]
+
+
+def _experts(shape, _quantised):
+    """Qwen3's experts: their outputs twice, one row of each expert, the attention's output."""
+    used = shape["experts_used"]
+    return 2 * used * shape["hidden"] + used * shape["expert_feed_forward"] + shape["query"]
+
+
+def _biased_experts(shape, _quantised):
+    """gpt-oss: as above, and two rows of the residual stream."""
+    used = shape["experts_used"]
+    return 2 * used * shape["hidden"] + used * shape["expert_feed_forward"] + shape["query"] + 2 * shape["hidden"]
+
+
+def _latent(shape, _quantised):
+    """DeepSeek-V2-Lite, whose first, dense layer is its widest part."""
+    return 3 * shape["feed_forward"] + 3 * shape["hidden"]
+
+
+COMPUTE = {"qwen3": _gated, "llama": _gated, "gemma3": _gated, "phi3": _fused, "qwen3moe": _experts, "gpt-oss": _biased_experts, "deepseek2": _latent}
+
+
+def _compute_unknown(shape):
+    """Why the rule of the shape's architecture was not measured for this shape, or None."""
+    architecture = shape["architecture"]
+    if architecture not in COMPUTE:
+        return f"the compute buffer of the architecture {architecture} was not measured"
+    if not shape["query"] or (not shape["feed_forward"] and not shape["experts_used"]):
+        return "its header lacks the sizes of attention or feed-forward"
+    if architecture == "qwen3moe" and (shape["experts_used"] != 8 or shape["query"] <= shape["hidden"]):
+        return "only Qwen3's own mixtures of experts (8 used) were measured"
+    if architecture == "llama" and shape["experts_used"]:
+        return "mixtures of experts of the architecture llama were not measured"
+    if architecture == "deepseek2" and (shape["layers"], shape["hidden"], shape["feed_forward"]) != (27, 2048, 10944):
+        return "of DeepSeek's models only V2-Lite was measured"
+    return None
 
 
 def compute_bytes(shape, context, kv_type, ubatch, flash_attention, build=NEWEST_MEASURED_BUILD):
-    """Bytes of the compute buffer of one device."""
+    """Bytes of the compute buffer of one device; None where the formula does not know it."""
+    full = padded(context)
+    windows = [row["window"] for row in shape["cache"] if row["window"] is not None]
+    window = cells({"window": max(windows)}, context, ubatch) if windows else 0
     if build < LIMITED_OUTPUTS_BUILD:
+        if shape["architecture"] != "qwen3":
+            return None
         without = ubatch * (shape["vocabulary"] + shape["hidden"]) * 4
-        return without if flash_attention else without + shape["heads"] * padded(context) * ubatch * 4
+        return without if flash_attention else without + shape["heads"] * full * ubatch * 4
+    quantised = kv_type not in PLAIN_KV_TYPES
+    elements = COMPUTE[shape["architecture"]](shape, quantised)
+    # masks in f16, one for each kind of layer, and the two rotations that go with a quantised cache
+    latent = shape["architecture"] in LATENT_CACHE
+    rotations = 2 * 4 * shape["cache"][0]["head_k"] ** 2 if quantised and not latent else 0
     if flash_attention:
-        return ubatch * (4 * COMPUTE[shape["architecture"]](shape, kv_type) + 2 * padded(context))
-    # the attention scores of every head, an f32 mask, and one row of either width
-    return ubatch * 4 * ((shape["heads"] + 1) * padded(context) + shape["feed_forward"] + shape["hidden"])
+        return ubatch * (4 * elements + 2 * (full + window)) + rotations
+    if latent:
+        return None
+    # scores of every head and an f32 mask, and the rows of residual stream, query, key and value
+    query = 0 if shape["architecture"] == "phi3" else 2 * shape["query"]
+    scores = shape["heads"] * full + 2 * shape["hidden"] + query + (4 if windows else 2) * shape["key_value"]
+    return ubatch * 4 * (max(scores, elements) + full + window)
 
 
 def predict(shape, context, slots, kv_type, ubatch, flash_attention=True, build=NEWEST_MEASURED_BUILD):
@@ -319,12 +386,13 @@ def predict(shape, context, slots, kv_type, ubatch, flash_attention=True, build=
         terms["kv_mib"] = mib(sum(cache_bytes(row, context, slots, kv_type, ubatch) for row in shape["cache"]))
         terms["scratch_mib"] = mib(scratch_bytes(shape, context, slots, kv_type, ubatch))
     if "compute" not in unknown:
-        terms["compute_mib"] = mib(compute_bytes(shape, context, kv_type, ubatch, flash_attention, build))
+        compute = compute_bytes(shape, context, kv_type, ubatch, flash_attention, build)
+        terms["compute_mib"] = None if compute is None else mib(compute)
     return {
         **terms,
         "total_mib": sum(value for value in terms.values() if value is not None),
         "host_mib": mib(shape["host_bytes"]),
-        "known": not unknown,
+        "known": not unknown and terms["compute_mib"] is not None,
     }
 
 
@@ -353,7 +421,7 @@ def split(shape, context, slots, kv_type, ubatch, free_mib, flash_attention=True
     if "kv" not in shape["unknown"]:
         each += mib(scratch_bytes(shape, context, slots, kv_type, ubatch))
     if "compute" not in shape["unknown"]:
-        each += mib(compute_bytes(shape, context, kv_type, ubatch, flash_attention, build))
+        each += mib(compute_bytes(shape, context, kv_type, ubatch, flash_attention, build) or 0)
     return [mib(share) + each if share else 0 for share in shares]
 
 
