@@ -1,0 +1,61 @@
+# Copyright (c) 2026, gpufleet.llm maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import pytest
+
+from ansible_collections.gpufleet.llm.plugins.module_utils import _ollama_service
+
+
+@pytest.mark.parametrize(
+    ("environment", "changed"),
+    [
+        ({}, {}),
+        ({"OLLAMA_NUM_PARALLEL": "4", "OLLAMA_KV_CACHE_TYPE": ' "Q8_0" '}, {"num_parallel": 4, "kv_cache_type": "q8_0"}),
+        ({"OLLAMA_NUM_PARALLEL": "four", "OLLAMA_CONTEXT_LENGTH": "8k"}, {}),
+        ({"OLLAMA_NUM_PARALLEL": "0", "OLLAMA_CONTEXT_LENGTH": "0"}, {}),
+        ({"OLLAMA_FLASH_ATTENTION": "0"}, {"flash_attention": False}),
+        ({"OLLAMA_FLASH_ATTENTION": "maybe"}, {"flash_attention": True}),
+        ({"LLAMA_ARG_FIT_TARGET": "0", "OLLAMA_KEEP_ALIVE": "-1"}, {"fit_target_mib": 0, "keep_alive": "-1"}),
+        ({"HTTPS_PROXY": "http://user:secret@proxy"}, {}),
+    ],
+)
+def test_settings_are_what_the_server_makes_of_them(environment, changed):
+    assert _ollama_service.settings(environment) == {**_ollama_service.DEFAULTS, **changed}
+
+
+def systemctl(folder, text, status=0):
+    path = folder / "systemctl"
+    path.write_text(f"#!/bin/sh\ncat <<'END'\n{text}\nEND\nexit {status}\n", encoding="utf-8")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_a_running_service(tmp_path):
+    (tmp_path / "42").mkdir()
+    (tmp_path / "42" / "environ").write_bytes(b"OLLAMA_NUM_PARALLEL=2\0HTTPS_PROXY=http://u:secret@p\0odd\0\xff=\xfe\0")
+    command = systemctl(tmp_path, "MainPID=42\nActiveState=active\nExecMainStartTimestamp=Mon 2026-11-23")
+    found = _ollama_service.observe("ollama.service", command, str(tmp_path))
+    assert (found["active"], found["pid"], found["settings"]["num_parallel"]) == ("active", 42, 2)
+    assert "secret" not in str(found)
+
+
+def test_a_service_that_is_not_there(tmp_path):
+    command = systemctl(tmp_path, "MainPID=0\nActiveState=inactive\nExecMainStartTimestamp=")
+    assert _ollama_service.observe("x", command, str(tmp_path)) == {
+        "active": "inactive",
+        "pid": None,
+        "started_at": None,
+        "settings": None,
+    }
+
+
+def test_what_cannot_be_read_is_told(tmp_path):
+    command = systemctl(tmp_path, "MainPID=42\nActiveState=active")
+    with pytest.raises(_ollama_service.ServiceError, match="become: true"):
+        _ollama_service.observe("x", command, str(tmp_path))
+    for broken in (systemctl(tmp_path, "", 1), str(tmp_path / "none")):
+        with pytest.raises(_ollama_service.ServiceError, match="systemd cannot be asked"):
+            _ollama_service.observe("x", broken, str(tmp_path))
