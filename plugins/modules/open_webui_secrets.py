@@ -43,6 +43,10 @@ options:
     description: Main process of the running service; its environment is compared with the file.
     type: int
     default: 0
+  previous:
+    description: Keep the file as it was beside the new one, as C(.previous), for a way back; the caller removes it.
+    type: bool
+    default: false
 """
 
 EXAMPLES = r"""
@@ -85,6 +89,7 @@ def main():
             "values": {"type": "dict", "required": True, "no_log": True},
             "generate": {"type": "list", "elements": "str", "default": ["WEBUI_SECRET_KEY"]},
             "pid": {"type": "int", "default": 0},
+            "previous": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )
@@ -101,6 +106,8 @@ def main():
         if told and not module.check_mode:
             if before.get(PASSWORD) and before[PASSWORD] != after.get(PASSWORD) and not os.path.exists(path + ".former"):
                 write(path + ".former", before[PASSWORD])
+            if text is not None and asked["previous"]:
+                write(path + ".previous", text)
             write(path, environment_file(after))
     except OSError as error:
         module.fail_json(
