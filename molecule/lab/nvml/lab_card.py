@@ -200,24 +200,35 @@ def one_a_port(rpc):
     return [(port, key, mib) for port, (key, mib) in sorted(cards.items())]
 
 
-def read_as(uid, gid, path):
-    """The file's text, read with the process's own identity, or None.
+def read_maps(folder):
+    """The text of FOLDER/maps, or None.
 
-    /proc/PID/maps of another user's process wants CAP_SYS_PTRACE, which containers lack; the owner may always look.
+    Of another user's process that wants CAP_SYS_PTRACE. Where a container lacks it, the process's own identity will do.
     """
-    switch = os.geteuid() == 0 and (uid, gid) != (0, 0)
     try:
-        if switch:
-            os.setegid(gid)
-            os.seteuid(uid)
-        with open(path, encoding="utf-8", errors="replace") as handle:
-            return handle.read()
+        return slurp(f"{folder}/maps")
+    except PermissionError:
+        return read_as_owner(folder)
+    except OSError:
+        return None
+
+
+def read_as_owner(folder):
+    try:
+        owner = os.stat(folder)
+        os.setegid(owner.st_gid)
+        os.seteuid(owner.st_uid)
+        return slurp(f"{folder}/maps")
     except OSError:
         return None
     finally:
-        if switch:
-            os.seteuid(0)
-            os.setegid(0)
+        os.seteuid(os.getuid())
+        os.setegid(os.getgid())
+
+
+def slurp(path):
+    with open(path, encoding="utf-8", errors="replace") as handle:
+        return handle.read()
 
 
 class Watcher:
@@ -237,8 +248,7 @@ class Watcher:
             if not entry.isdigit():
                 continue
             try:
-                with open(f"{self.proc}/{entry}/stat", encoding="utf-8", errors="replace") as handle:
-                    comm, start, size, resident = parse_stat(handle.read())
+                comm, start, size, resident = parse_stat(slurp(f"{self.proc}/{entry}/stat"))
             except (OSError, ValueError, IndexError):
                 continue  # it ended while we looked
             key = (int(entry), start)
@@ -255,12 +265,7 @@ class Watcher:
         before = self.known.get(key)
         if before and before[0] == size:
             return before
-        folder = f"{self.proc}/{key[0]}"
-        try:
-            owner = os.stat(folder)
-        except OSError:
-            return size, []
-        text = read_as(owner.st_uid, owner.st_gid, f"{folder}/maps")
+        text = read_maps(f"{self.proc}/{key[0]}")
         return size, parse_maps(text) if text and "/dev/zero" in text else []
 
     def _rpc_port(self, key):
@@ -373,8 +378,7 @@ def write_atomically(path, text, mode=0o644):
 
 def read_text(path):
     try:
-        with open(path, encoding="utf-8") as handle:
-            return handle.read()
+        return slurp(path)
     except OSError:
         return None
 
