@@ -36,8 +36,10 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
 import time
+import uuid
 
 CARD = os.environ.get("NVML_SIM_CARD_FILE", "/etc/nvml-sim/card.json")
 STATE = os.environ.get("NVML_SIM_STATE", "/run/nvml-sim/state")
@@ -112,7 +114,8 @@ def load_card(text):
     count = faults.get("gpus", len(gpus))
     gpus = [dict(gpus[min(index, len(gpus) - 1)]) for index in range(count)] if gpus else []
     for index, gpu in enumerate(gpus):
-        gpu.setdefault("uuid", f"GPU-40900000-0000-4000-8000-{index:012x}")
+        # No two cards of a fleet have one UUID, and a host's card keeps its own.
+        gpu.setdefault("uuid", f"GPU-{uuid.uuid5(uuid.NAMESPACE_OID, f'{socket.gethostname()}/{index}')}")
         gpu.setdefault("pci_bus_id", f"00000000:{index + 1:02X}:00.0")
         prefix = f"gpu{index}."
         gpu["faults"] = {key[len(prefix) :]: value for key, value in faults.items() if key.startswith(prefix)}
