@@ -1,0 +1,294 @@
+# Copyright (c) 2026, gpufleet.llm maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The modules open_webui_*, from arguments to results."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+
+from ansible_collections.gpufleet.llm.plugins.modules import (
+    open_webui_backup,
+    open_webui_function,
+    open_webui_secrets,
+    open_webui_token,
+    open_webui_venv,
+)
+from ansible_collections.gpufleet.llm.tests.unit.plugins.open_webui_server import open_webui
+
+CONTENT = "from utils import x\n\n\nclass Filter:\n    pass\n"
+
+
+@pytest.fixture
+def server():
+    with open_webui() as pair:
+        yield pair
+
+
+@pytest.fixture
+def call(capsys):
+    """Runs a module; its answer as a dict."""
+
+    def call(module, check=False, **options):
+        arguments = {**options, "_ansible_check_mode": check, "_ansible_diff": True}
+        with patch_module_args(arguments), pytest.raises(SystemExit):
+            module.main()
+        return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+
+    return call
+
+
+# --- open_webui_function ---
+
+
+def test_function_do_repeat_change_absent_repeat(call, server):
+    url, state = server
+    options = {"url": url, "token": state.token, "id": "mine", "name": "Mine", "content": CONTENT}
+    options.update(active=True, valves={"max_rounds": 6}, **{"global": True})
+    predicted = call(open_webui_function, check=True, **options)
+    assert predicted["changed"] and not state.functions and not state.writes
+    made = call(open_webui_function, **options)
+    assert made["changed"] and made["diff"] == predicted["diff"]
+    held = state.functions["mine"]
+    assert (
+        held["is_active"]
+        and held["is_global"]
+        and held["valves"] == {"max_rounds": 6}
+        and "open_webui.utils" in held["content"]
+    )
+
+    state.calls.clear()
+    again = call(open_webui_function, **options)
+    assert not again["changed"] and again["differences"] == [] and not state.writes
+    assert again["diff"]["before"] == again["diff"]["after"]
+
+    held.update(is_active=False, valves={"max_rounds": 99})
+    drift = call(open_webui_function, **options)
+    assert drift["changed"] and drift["differences"] == ["active", "valves"]
+    assert "valves.max_rounds: 99" in drift["diff"]["before"] and "valves.max_rounds: 6" in drift["diff"]["after"]
+    assert held["is_active"] and held["valves"] == {"max_rounds": 6}
+
+    changed = call(open_webui_function, **{**options, "content": CONTENT + "# more\n"})
+    assert changed["differences"] == ["content"] and held["is_active"]
+
+    gone = call(open_webui_function, url=url, token=state.token, id="mine", state="absent")
+    assert gone["changed"] and not state.functions
+    assert not call(open_webui_function, url=url, token=state.token, id="mine", state="absent")["changed"]
+
+
+def test_function_leaves_alone_what_is_not_given(call, server):
+    url, state = server
+    options = {"url": url, "token": state.token, "id": "mine"}
+    call(open_webui_function, **options, name="Mine", content=CONTENT, active=True, valves={"a": 1})
+    switched = call(open_webui_function, **options, **{"global": True})
+    assert switched["differences"] == ["global"]
+    assert state.functions["mine"]["is_active"] and state.functions["mine"]["valves"] == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"id": "Not An Id"}, "identifier in lower case"),
+        ({"id": "mine"}, "without name and content"),
+        ({"id": "mine", "name": "M", "content": "syntax error"}, "refused with 400: invalid syntax"),
+        ({"id": "mine", "name": "M", "content": "pass", "valves": {"a": "bad"}}, "validation error"),
+        ({"id": "mine", "token": "wrong-one"}, "refused with 401"),
+    ],
+)
+def test_function_refusals_say_why(call, server, options, said):
+    url, state = server
+    result = call(open_webui_function, **{"url": url, "token": state.token, **options})
+    assert result["failed"] and said in result["msg"], result["msg"]
+
+
+def test_function_is_predicted_where_no_server_is(call):
+    result = call(
+        open_webui_function, check=True, url="http://127.0.0.1:9", token="", id="mine", name="M", content="pass", active=True
+    )
+    assert result["changed"] and "active: True" in result["diff"]["after"]
+    assert call(open_webui_function, url="http://127.0.0.1:9", token="", id="mine", name="M", content="pass")["failed"]
+
+
+# --- open_webui_token ---
+
+
+def test_token(call, server):
+    url, state = server
+    state.not_ready = 2
+    result = call(open_webui_token, url=url, email=state.email, password=state.password)
+    assert result["token"] == state.token and not result["changed"] and result["ready_s"] >= 0.5
+
+
+def test_token_changes_a_password_that_the_vault_changed(call, server, tmp_path):
+    url, state = server
+    former = tmp_path / "former"
+    former.write_text(state.password)
+    options = {"url": url, "email": state.email, "password": "the-new-password", "former_password_file": str(former)}
+    assert call(open_webui_token, check=True, **options)["password_changed"]
+    assert state.password == "a-good-password" and former.exists()
+    result = call(open_webui_token, **options)
+    assert result["changed"] and state.password == "the-new-password" and not former.exists()
+    assert not call(open_webui_token, **options)["changed"]
+
+
+def test_token_forgets_a_former_password_that_was_changed_already(call, server, tmp_path):
+    url, state = server
+    former = tmp_path / "former"
+    former.write_text("older")
+    assert not call(open_webui_token, url=url, email=state.email, password=state.password, former_password_file=str(former))[
+        "changed"
+    ]
+    assert not former.exists()
+
+
+def test_token_refusals_say_why_and_tell_no_secret(call, server):
+    url, state = server
+    options = {"url": url, "email": state.email}
+    result = call(open_webui_token, **options, password="wrong-password-x")
+    assert (
+        result["failed"]
+        and "refused the password of admin@example.org" in result["msg"]
+        and "wrong-password-x" not in json.dumps(result)
+    )
+    state.mfa = True
+    assert "second factor" in call(open_webui_token, **options, password=state.password)["msg"]
+    state.sign_ins = 15
+    assert "15 sign-ins in 180 s" in call(open_webui_token, **options, password=state.password)["msg"]
+    assert (
+        "was not ready within 0 s"
+        in call(open_webui_token, url="http://127.0.0.1:9", email="a@b", password="x", wait_s=0)["msg"]
+    )
+    assert call(open_webui_token, check=True, url="http://127.0.0.1:9", email="a@b", password="x")["token"] == ""
+
+
+# --- open_webui_secrets ---
+
+
+def test_secrets_are_made_once_kept_and_never_told(call, tmp_path):
+    path = tmp_path / "secrets.env"
+    options = {"path": str(path), "values": {"WEBUI_ADMIN_PASSWORD": 'pass "w$rd\\', "OTHER": None}}
+    assert call(open_webui_secrets, check=True, **options)["changed"] and not path.exists()
+    first = call(open_webui_secrets, **options)
+    assert first["changed"] and oct(path.stat().st_mode & 0o777) == "0o600"
+    text = path.read_text()
+    key = text.split("WEBUI_SECRET_KEY=")[1].strip()
+    assert len(key) == 64 and key not in json.dumps(first)
+    again = call(open_webui_secrets, **options)
+    assert not again["changed"] and not again["stale"] and path.read_text() == text
+
+    changed = call(open_webui_secrets, path=str(path), values={"WEBUI_ADMIN_PASSWORD": "another-one"}, previous=True)
+    assert changed["names_changed"] == ["WEBUI_ADMIN_PASSWORD: another value"] and key in path.read_text()
+    assert "another-one" not in json.dumps(changed)
+    assert (tmp_path / "secrets.env.former").read_text() == 'pass "w$rd\\'
+    assert (tmp_path / "secrets.env.previous").read_text() == text
+    call(open_webui_secrets, path=str(path), values={"WEBUI_ADMIN_PASSWORD": "a-third"})
+    assert (tmp_path / "secrets.env.former").read_text() == 'pass "w$rd\\', "what the account still has"
+
+
+def test_secrets_open_to_others_are_closed(call, tmp_path):
+    path = tmp_path / "secrets.env"
+    call(open_webui_secrets, path=str(path), values={})
+    path.chmod(0o644)
+    assert call(open_webui_secrets, path=str(path), values={})["names_changed"] == ["mode 0600, owner root"]
+    assert oct(path.stat().st_mode & 0o777) == "0o600"
+
+
+def test_secrets_know_a_process_with_older_ones(call, tmp_path):
+    result = call(open_webui_secrets, path=str(tmp_path / "s"), values={"GPUFLEET_TEST": "x"}, generate=[], pid=os.getpid())
+    assert result["stale"]
+
+
+# --- open_webui_backup ---
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A database as a running server leaves it: everything in the write-ahead log."""
+    folder = tmp_path / "data"
+    (folder / "uploads").mkdir(parents=True)
+    (folder / "uploads" / "a.txt").write_text("a")
+    connection = sqlite3.connect(folder / "webui.db", isolation_level=None)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA wal_autocheckpoint=0")
+    for table in ("user", "chat", "function"):
+        connection.execute(f'CREATE TABLE "{table}" (id)')
+        connection.executemany(f'INSERT INTO "{table}" VALUES (?)', [(1,), (2,)])
+    yield folder, connection
+    connection.close()
+
+
+def test_backup_and_back(call, data, tmp_path):
+    folder, connection = data
+    where = {"data_dir": str(folder), "backup_dir": str(tmp_path / "copies")}
+    marker = tmp_path / "marker"
+    assert call(open_webui_backup, check=True, **where, version="0.12.3")["changed"] and not (tmp_path / "copies").exists()
+    made = call(open_webui_backup, **where, version="0.12.3", upgrade_to="0.12.4", marker=str(marker))
+    assert made["backup"]["counts"] == {"user": 2, "chat": 2, "function": 2, "file": None}
+    assert json.loads(marker.read_text()) == {"backup": made["backup"]["name"], "from": "0.12.3", "to": "0.12.4"}
+    assert (folder / "webui.db-wal").stat().st_size > 0, "the log under the running server was left alone"
+
+    connection.execute("DELETE FROM chat")
+    lost = call(open_webui_backup, state="verified", **where, marker=str(marker))
+    assert lost["failed"] and "0 of 2 rows of 'chat' are left" in lost["msg"] and marker.exists()
+    connection.close()
+    (folder / "uploads" / "a.txt").unlink()
+    (folder / "webui.db-wal").write_bytes(b"left by a crash")
+    call(open_webui_backup, state="restored", **where, marker=str(marker))
+    whole = call(open_webui_backup, state="verified", **where, marker=str(marker))
+    assert whole["changed"] and not marker.exists() and (folder / "uploads" / "a.txt").read_text() == "a"
+    assert oct((folder / "webui.db").stat().st_mode & 0o777) == "0o600"
+
+
+def test_backup_keeps_the_newest(call, data, tmp_path, monkeypatch):
+    folder, _connection = data
+    where = {"data_dir": str(folder), "backup_dir": str(tmp_path / "copies")}
+    for number in range(4):
+        monkeypatch.setattr(open_webui_backup.backup.time, "gmtime", lambda *_a, n=number: (2026, 1, 1 + n, 0, 0, 0, 0, 0, 0))
+        call(open_webui_backup, **where, version="0.12.3", keep=2)
+    assert sorted(os.listdir(tmp_path / "copies")) == ["20260103T000000Z-0.12.3", "20260104T000000Z-0.12.3"]
+
+
+def test_backup_that_is_not_complete_does_not_count(call, data, tmp_path):
+    folder, _connection = data
+    where = {"data_dir": str(folder), "backup_dir": str(tmp_path / "copies")}
+    (tmp_path / "copies" / "20260103T000000Z-0.12.3").mkdir(parents=True)
+    (tmp_path / "copies" / ".partial-x").mkdir()
+    result = call(open_webui_backup, state="restored", **where)
+    assert result["failed"] and "there is none" in result["msg"]
+    call(open_webui_backup, **where, version="0.12.3")
+    assert not (tmp_path / "copies" / ".partial-x").exists()
+
+
+def test_backup_of_a_damaged_database_is_refused(call, tmp_path):
+    (tmp_path / "webui.db").write_bytes(b"not a database at all" * 100)
+    result = call(open_webui_backup, data_dir=str(tmp_path), backup_dir=str(tmp_path / "copies"), version="0.12.3")
+    assert result["failed"] and "cannot be read" in result["msg"]
+
+
+def test_backup_where_the_data_is_elsewhere(call, tmp_path):
+    assert call(open_webui_backup, data_dir=str(tmp_path), version="1")["backup"] is None
+
+
+# --- open_webui_venv ---
+
+
+def test_venv_says_what_it_would_build_and_refuses_other_pythons(call, tmp_path):
+    fake = tmp_path / "python"
+    fake.write_text("#!/bin/sh\necho 3 11 False\n")
+    fake.chmod(0o755)
+    options = {"path": str(tmp_path / "ow" / "0.12.4"), "version": "0.12.4", "uv_requirements": str(tmp_path / "uv.txt")}
+    said = call(open_webui_venv, check=True, python=str(fake), **options)
+    assert (
+        said["changed"] and said["reason"] == "it is not there" and said["python_version"] == "3.11" and not said["ensurepip"]
+    )
+    refused = call(open_webui_venv, python=str(fake), **options)
+    assert refused["failed"] and "install the package python3.11-venv" in refused["msg"]
+    fake.write_text("#!/bin/sh\necho 3 13 True\n")
+    assert (
+        "is Python 3.13; Open WebUI needs 3.11 or 3.12" in call(open_webui_venv, check=True, python=str(fake), **options)["msg"]
+    )
