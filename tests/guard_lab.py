@@ -107,7 +107,8 @@ def until(condition, what):
 
 
 def pids(host, name):
-    return [int(pid) for pid in sh(host, f"pgrep -x {name} || true").split()]
+    paths = sh(host, f"grep -lx {name} /proc/[0-9]*/comm 2>/dev/null || true").split()
+    return sorted(int(path.split("/")[2]) for path in paths)
 
 
 def leak(host):
@@ -138,7 +139,7 @@ def orphan(host):
     flags = " ".join(f"-p Environment={word}" for word in environment.split())
     sh(
         host,
-        f"systemctl reset-failed lab-second 2>/dev/null; systemd-run --unit=lab-second -p User=ollama -p KillMode=process "
+        f"systemctl stop lab-second 2>/dev/null; systemctl reset-failed lab-second 2>/dev/null; systemd-run --unit=lab-second -p User=ollama -p KillMode=process "
         f"{flags} -p Environment=OLLAMA_HOST=127.0.0.1:11555 {start}",
     )
     time.sleep(2)
@@ -188,7 +189,10 @@ def hopeless(host):
 def healthy(host):
     """nothing: a planned model with two slots and f16 KV fills the card; 120 ticks"""
     drop = "/etc/systemd/system/ollama.service.d"
-    sh(host, f"mkdir -p {drop}; printf '[Service]\\nEnvironment=OLLAMA_NUM_PARALLEL=2 OLLAMA_KV_CACHE_TYPE=f16\\n' > {drop}/lab.conf")
+    sh(
+        host,
+        f"mkdir -p {drop}; printf '[Service]\\nEnvironment=OLLAMA_NUM_PARALLEL=2 OLLAMA_KV_CACHE_TYPE=f16\\n' > {drop}/lab.conf",
+    )
     sh(host, "systemctl daemon-reload; systemctl restart ollama; sleep 2")
     began = int(time.time())
     try:

@@ -695,3 +695,18 @@ def test_the_program_starts_without_site_and_without_what_a_quiet_tick_does_not_
     done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
     assert ctypes.sizeof(ctypes.c_void_p) in (4, 8)
+
+
+def test_every_alert_rule_asks_for_a_metric_that_is_written(config, tmp_path):
+    ticks(config, 1, nvml=nvml())
+    text = (tmp_path / "vram_guard.prom").read_text()
+    written = set(re.findall(r"^# TYPE (\w+)", text, re.MULTILINE))
+    rules = yaml.safe_load((REPO / "roles/vram_guard/files/vram_guard.rules.yml").read_text(encoding="utf-8"))
+    expressions = [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
+    asked = set(re.findall(r"vram_guard_\w+", " ".join(expressions)))
+    assert asked <= written
+    named = set(re.findall(r'rule=~"([\w|]+)"', " ".join(expressions))[0].split("|"))
+    assert named <= set(_guard_policy.RULES)
+    page = (REPO / "docs" / "vram_guard.md").read_text(encoding="utf-8")
+    for metric in written:
+        assert metric.replace("vram_guard", "", 1) in page, metric
