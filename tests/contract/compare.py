@@ -2,6 +2,7 @@
 # Copyright (c) 2026, gpufleet.llm maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
+# ruff: noqa: E501  (a table of requests, one a line)
 """Ask the stand-in and a real server the same and print where their answers differ: status, headers, keys, texts.
 
     compare.py [VERSION]      VERSION of a built real server, default the newest
@@ -9,6 +10,7 @@
 The contract's cases say what the collection relies on; this finds what nobody thought of. Digests of weights (the real
 one rewrites them by llama-quantize), times, sizes and the words of answers are blanked. Exit status 1 if anything differs.
 """
+
 from __future__ import annotations
 
 import difflib
@@ -92,10 +94,31 @@ def requests(registry: dict) -> list:
         ("/v1/completions", {"model": "plain", "prompt": "x", "max_tokens": 2, "stream": True}), ("/v1/completions", {"model": "plain", "max_tokens": 2}),
         ("/v1/embeddings", {"model": "vectors", "input": ["x", "y"]}), ("/v1/embeddings", {"model": "vectors"}), ("/v1/embeddings", {"model": "vectors", "input": ""}),
     ]  # fmt: skip
-    get = ["/", "/api/version", "/api/tags", "/api/ps", "/api/status", "/v1/models", "/v1/models/plain", "/v1/models/nobody", "/nothing", "/api/generate", "/api/blobs/x"]
+    get = [
+        "/",
+        "/api/version",
+        "/api/tags",
+        "/api/ps",
+        "/api/status",
+        "/v1/models",
+        "/v1/models/plain",
+        "/v1/models/nobody",
+        "/nothing",
+        "/api/generate",
+        "/api/blobs/x",
+    ]
     asked = [("POST", *one) for one in post] + [("GET", path, None) for path in get]
-    asked += [("DELETE", "/api/delete", body) for body in ({"model": "a"}, {"model": "a"}, {"model": ""}, {}, {"name": "b"}, {"model": "x y"})]
-    asked += [("HEAD", "/api/blobs/sha256:" + "0" * 64, None), ("POST", "/api/blobs/sha256:" + "0" * 64, b"x"), ("POST", "/api/blobs/zz", b"x"), ("OPTIONS", "/api/tags", None), ("GET", "/api/tags", None)]
+    asked += [
+        ("DELETE", "/api/delete", body)
+        for body in ({"model": "a"}, {"model": "a"}, {"model": ""}, {}, {"name": "b"}, {"model": "x y"})
+    ]
+    asked += [
+        ("HEAD", "/api/blobs/sha256:" + "0" * 64, None),
+        ("POST", "/api/blobs/sha256:" + "0" * 64, b"x"),
+        ("POST", "/api/blobs/zz", b"x"),
+        ("OPTIONS", "/api/tags", None),
+        ("GET", "/api/tags", None),
+    ]
     return asked
 
 
@@ -196,7 +219,12 @@ def main(argv: list) -> int:
                 server.create(name, files={"m.gguf": server.upload(path)})
             text = b"hello" * 100
             server.call("POST", "/api/blobs/sha256:" + hashlib.sha256(text).hexdigest(), text)
-            known = {"name": entry["name"], "none": f"{registry.host}/library/none", "blob": server.upload(plain), "text": "sha256:" + hashlib.sha256(text).hexdigest()}
+            known = {
+                "name": entry["name"],
+                "none": f"{registry.host}/library/none",
+                "blob": server.upload(plain),
+                "text": "sha256:" + hashlib.sha256(text).hexdigest(),
+            }
             said.append([(method, path, body, ask(server, method, path, body)) for method, path, body in requests(known)])
             server.stop()
         registry.listener.shutdown()

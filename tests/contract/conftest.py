@@ -10,6 +10,7 @@
 
 The same cases run against both. Where they differ, the stand-in is wrong.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -102,7 +103,9 @@ class Process:
     def spawn(self) -> subprocess.Popen:
         """Start the server without waiting for it."""
         with open(self.log, "ab") as log:
-            self.process = subprocess.Popen([str(self.command), "serve"], env=self.environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            self.process = subprocess.Popen(
+                [str(self.command), "serve"], env=self.environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
         return self.process
 
     def start(self) -> Process:
@@ -211,9 +214,9 @@ class Process:
         for entry in Path("/proc").iterdir():
             with contextlib.suppress(OSError, ValueError, IndexError):
                 stat = (entry / "stat").read_text()
-                if entry.name.isdigit() and int(stat.rpartition(")")[2].split()[1]) == self.process.pid:
-                    if b"llama-server" in (entry / "cmdline").read_bytes():
-                        found.append(int(entry.name))
+                ours = entry.name.isdigit() and int(stat.rpartition(")")[2].split()[1]) == self.process.pid
+                if ours and b"llama-server" in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
         return found
 
 

@@ -2,6 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """/api/create: determinism, inheritance, the absence of validation, errors."""
+
 from __future__ import annotations
 
 import hashlib
@@ -10,7 +11,8 @@ import json
 import pytest
 
 FULL = {
-    "from": "base", "parameters": {"num_ctx": 4096, "stop": ["a", "b<"], "temperature": 0.7, "top_k": 20}, "system": "Be brief.",
+    "from": "base", "parameters": {"num_ctx": 4096, "stop": ["a", "b<"], "temperature": 0.7, "top_k": 20},
+    "system": "Be brief.",
     "template": "{{ .System }}|{{ .Prompt }}", "license": ["L1", "L2"], "messages": [{"role": "user", "content": "hi"}],
 }  # fmt: skip
 
@@ -85,9 +87,11 @@ def test_layout_of_a_config(server, name):
     server.create(name, **FULL)
     manifest = json.loads(server.manifest(name).read_text())
     config = json.loads(server.blob(manifest["config"]["digest"]).read_text())
-    assert {key: config[key] for key in ("model_format", "model_family", "model_families", "file_type", "architecture", "os")} == {
-        "model_format": "gguf", "model_family": "qwen3", "model_families": ["qwen3"], "file_type": "F16", "architecture": "amd64", "os": "linux",
+    wanted = {
+        "model_format": "gguf", "model_family": "qwen3", "model_families": ["qwen3"], "file_type": "F16",
+        "architecture": "amd64", "os": "linux",
     }  # fmt: skip
+    assert {key: config[key] for key in wanted} == wanted
 
 
 def test_nothing_is_validated(server, name):
@@ -159,7 +163,9 @@ def test_licences_are_appended(server, name, given):
 
 
 def test_messages_are_replaced_as_a_whole(server, name):
-    server.create(name, **{"from": "plain", "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]})
+    server.create(
+        name, **{"from": "plain", "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    )
     server.create(f"{name}2", **{"from": name, "messages": [{"role": "user", "content": "c"}]})
     server.create(f"{name}3", **{"from": name})
     assert server.show(f"{name}2")["messages"] == [{"role": "user", "content": "c"}]

@@ -2,6 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Answers: their form, their end, their errors. What they say is nobody's business here."""
+
 from __future__ import annotations
 
 import json
@@ -55,12 +56,16 @@ def test_an_answer_that_a_stop_sequence_ends(server):
     free = {"seed": 1, "num_predict": 12, "temperature": 0}
     text = server.post("/api/generate", {"model": "plain", "prompt": "x", "options": free, "stream": False}).json()["response"]
     cut = text[len(text) // 2 :][:3]
-    whole = server.post("/api/generate", {"model": "plain", "prompt": "x", "options": {**free, "stop": [cut]}, "stream": False}).json()
+    whole = server.post(
+        "/api/generate", {"model": "plain", "prompt": "x", "options": {**free, "stop": [cut]}, "stream": False}
+    ).json()
     assert whole["done_reason"] == "stop" and cut not in whole["response"] and len(whole["response"]) < len(text)
 
 
 def test_an_empty_stop_list_stops_nothing(server):
-    whole = server.post("/api/generate", {"model": "plain", "prompt": "x", "options": {**SHORT, "stop": []}, "stream": False}).json()
+    whole = server.post(
+        "/api/generate", {"model": "plain", "prompt": "x", "options": {**SHORT, "stop": []}, "stream": False}
+    ).json()
     assert whole["done_reason"] == "length"
 
 
@@ -76,7 +81,10 @@ def test_thinking_can_be_switched_off(server):
 
 
 def test_tools_are_refused_where_there_are_none(server):
-    tool = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}}}
+    tool = {
+        "type": "function",
+        "function": {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}},
+    }
     answer = server.post("/api/chat", {"model": "plain", "messages": CHAT, "tools": [tool]})
     assert answer.status == 400 and "does not support tools" in answer.json()["error"]
 
@@ -93,7 +101,12 @@ def test_options_of_a_wrong_type(server):
 
 
 def test_options_that_do_not_exist_are_ignored(server):
-    assert server.post("/api/generate", {"model": "plain", "prompt": "x", "stream": False, "options": {**SHORT, "cache_type": "q8_0"}}).status == 200
+    assert (
+        server.post(
+            "/api/generate", {"model": "plain", "prompt": "x", "stream": False, "options": {**SHORT, "cache_type": "q8_0"}}
+        ).status
+        == 200
+    )
 
 
 def test_options_that_are_no_object(server):
@@ -180,11 +193,18 @@ def test_openai_embeddings(server):
 
 def test_openai_error_of_an_unknown_model(server):
     answer = server.post("/v1/chat/completions", {"model": "nobody", "messages": CHAT})
-    assert answer.status == 404 and "nobody" in answer.json()["error"]["message"] and "not found" in answer.json()["error"]["message"]
+    assert (
+        answer.status == 404
+        and "nobody" in answer.json()["error"]["message"]
+        and "not found" in answer.json()["error"]["message"]
+    )
 
 
 def test_openai_chat_cannot_set_num_ctx(quiet):
     quiet.load("plain", options={"num_ctx": 2048})
     quiet.unload_all()
-    quiet.post("/v1/chat/completions", {"model": "plain", "messages": CHAT, "max_tokens": 1, "num_ctx": 1024, "options": {"num_ctx": 1024}})
+    quiet.post(
+        "/v1/chat/completions",
+        {"model": "plain", "messages": CHAT, "max_tokens": 1, "num_ctx": 1024, "options": {"num_ctx": 1024}},
+    )
     assert quiet.loaded()[0]["context_length"] != 1024

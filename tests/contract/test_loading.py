@@ -2,6 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Loaded models: load, unload, keep_alive, who shares a process and what starts another."""
+
 from __future__ import annotations
 
 import os
@@ -58,7 +59,9 @@ def test_unloading_an_embedding_model(quiet):
     assert until(lambda: not quiet.loaded())
 
 
-@pytest.mark.parametrize(("keep", "low", "high"), [(600, 500, 700), ("10m", 500, 700), ("1h30m", 5000, 5800), (90.0, 80, 100), (None, 200, 320)])
+@pytest.mark.parametrize(
+    ("keep", "low", "high"), [(600, 500, 700), ("10m", 500, 700), ("1h30m", 5000, 5800), (90.0, 80, 100), (None, 200, 320)]
+)
 def test_keep_alive_sets_the_expiry(quiet, keep, low, high):
     import datetime
 
@@ -139,7 +142,15 @@ def test_the_same_runner_options_keep_the_process(quiet):
 def test_sampling_options_keep_the_process(quiet):
     quiet.load("plain")
     pids = quiet.runners()
-    quiet.post("/api/generate", {"model": "plain", "prompt": "x", "stream": False, "options": {"temperature": 0.1, "top_k": 3, "seed": 5, "num_predict": 2}})
+    quiet.post(
+        "/api/generate",
+        {
+            "model": "plain",
+            "prompt": "x",
+            "stream": False,
+            "options": {"temperature": 0.1, "top_k": 3, "seed": 5, "num_predict": 2},
+        },
+    )
     assert quiet.runners() == pids
 
 

@@ -2,12 +2,15 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Names of models: what is one, how it is written back, where case matters."""
+
 from __future__ import annotations
 
 import pytest
 
 
-@pytest.mark.parametrize("bad", ["", "a b", "-x", ".x", "x:", ":tag", "a//b", "x" * 81, "x:" + "t" * 81, "na.me/x", "a/b/c/d", "x@y"])
+@pytest.mark.parametrize(
+    "bad", ["", "a b", "-x", ".x", "x:", ":tag", "a//b", "x" * 81, "x:" + "t" * 81, "na.me/x", "a/b/c/d", "x@y"]
+)
 def test_what_is_no_name_is_refused(server, bad):
     answer = server.post("/api/create", {"model": bad, "from": "base"})
     assert (answer.status, answer.error()) == (400, "invalid model name")

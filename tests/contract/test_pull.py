@@ -2,6 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Pulls from a registry on loopback, without TLS (insecure), as the lab's and a LAN's are."""
+
 from __future__ import annotations
 
 import hashlib
@@ -110,7 +111,9 @@ def test_a_cut_download_goes_on_where_it_stopped(fresh, registry, name, gguf):
     server = fresh()
     entry = registry.publish(name, gguf["tiny"])
     size = gguf["tiny"].stat().st_size
-    registry.rules({"prefix": f"/v2/library/{name}/blobs/{entry['weights']}", "method": "GET", "cut_after": size // 2, "times": 2})
+    registry.rules(
+        {"prefix": f"/v2/library/{name}/blobs/{entry['weights']}", "method": "GET", "cut_after": size // 2, "times": 2}
+    )
     assert pull(server, entry["name"]).lines()[-1] == {"status": "success"}
     ranges = [one["range"] for one in registry.requests() if entry["weights"] in one["path"] and one["range"]]
     assert len(ranges) > 1 and ranges[-1] != ranges[0]

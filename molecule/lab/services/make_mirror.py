@@ -26,6 +26,7 @@ known_digests.json by header and length: nobody has to hash 25 GB of zeros; a sh
 Archives and digests are cached in $GPUFLEET_CACHE/mirror (default ~/.cache/gpufleet/mirror) by the content that they
 are made of; a second run takes a fraction of a second. Needs the zstd command.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -122,13 +123,13 @@ def standin_tree(version: str) -> dict:
     """Return {path in the archive: (content, mode)} of the stand-in packed as a version."""
     source = (HERE / "ollama_standin.py").read_text(encoding="utf-8")
     if source.count('\nVERSION = "0.0.0"\n') != 1:
-        raise MirrorError("ollama_standin.py has no line VERSION = \"0.0.0\" to stamp.")
+        raise MirrorError('ollama_standin.py has no line VERSION = "0.0.0" to stamp.')
     program = source.replace('\nVERSION = "0.0.0"\n', f'\nVERSION = "{version}"\n').encode()
     return {"bin/ollama": (program, 0o755), "lib/ollama/llama-server": (program, 0o755)}
 
 
 def real_tree(folder: Path) -> dict:
-    """Return {path in the archive: (file or link target, mode)} of a built release: bin and lib, not the lab's tools beside them."""
+    """Return {path in the archive: (file or link target, mode)} of a built release: bin and lib, not the lab's tools."""
     tree = {}
     for top in ("bin", "lib"):
         for path in sorted((folder / top).rglob("*")):
@@ -144,7 +145,13 @@ def tree_digest(tree: dict) -> str:
     """Return a digest of a tree's content."""
     sha = hashlib.sha256(b"tar.zst 1")
     for name, (content, mode) in sorted(tree.items()):
-        body = content if isinstance(content, bytes) else content.encode() if isinstance(content, str) else sha256_file(content).encode()
+        body = (
+            content
+            if isinstance(content, bytes)
+            else content.encode()
+            if isinstance(content, str)
+            else sha256_file(content).encode()
+        )
         sha.update(f"{name}\0{mode}\0{len(body)}\0".encode() + body)
     return sha.hexdigest()
 
@@ -154,7 +161,10 @@ def write_archive(tree: dict, target: Path) -> None:
     if not shutil.which("zstd"):
         raise MirrorError("The zstd command is missing: `apt install zstd`.")
     half = target.with_name(target.name + ".new")
-    with open(half, "wb") as out, subprocess.Popen(["zstd", "-q", "-3", "-T0", "-c"], stdin=subprocess.PIPE, stdout=out) as squeeze:
+    with (
+        open(half, "wb") as out,
+        subprocess.Popen(["zstd", "-q", "-3", "-T0", "-c"], stdin=subprocess.PIPE, stdout=out) as squeeze,
+    ):
         with tarfile.open(fileobj=squeeze.stdin, mode="w|", format=tarfile.GNU_FORMAT) as tar:
             for name, (content, mode) in sorted(tree.items()):
                 info = tarfile.TarInfo("./" + name)
@@ -248,7 +258,9 @@ def model_file(shape: str, layers: int | None) -> dict:
         with open(path, "rb") as handle:
             head = handle.read(header)
         digest = hole_digest(head, made["bytes"]) if sparse else sha256_file(path)
-        write_if_changed(facts, json.dumps({"digest": digest, "size": made["bytes"], "header": header if sparse else None}).encode())
+        write_if_changed(
+            facts, json.dumps({"digest": digest, "size": made["bytes"], "header": header if sparse else None}).encode()
+        )
     return {"path": path, **json.loads(facts.read_text(encoding="utf-8"))}
 
 
@@ -290,7 +302,12 @@ def publish(root: Path, name: str, tag: str, file: dict, template: str = TEMPLAT
     body = compact(manifest)
     write_if_changed(root / "registry" / "manifests" / "library" / name / tag, body)
     size = sum(layer["size"] for layer in layers) + manifest["config"]["size"]
-    return {"name": f"{name}:{tag}", "digest": hashlib.sha256(body).hexdigest(), "size": size, "weights": f"sha256:{file['digest']}"}
+    return {
+        "name": f"{name}:{tag}",
+        "digest": hashlib.sha256(body).hexdigest(),
+        "size": size,
+        "weights": f"sha256:{file['digest']}",
+    }
 
 
 def blob(folder: Path, media: str, body: bytes) -> dict:

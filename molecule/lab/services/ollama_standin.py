@@ -27,6 +27,7 @@ header `X-Lab-Server: standin`.
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime
 import hashlib
 import http.client
@@ -76,7 +77,7 @@ class ApiError(Exception):
         self.message = message
 
 
-class NotFound(Exception):
+class NotFoundError(Exception):
     """A manifest or blob that is not in the store."""
 
 
@@ -368,6 +369,9 @@ class Faults:
         self.path = path
 
     def all(self) -> dict:
+        """Return the faults that are on."""
+        if not self.path:
+            return {}
         try:
             with open(self.path, encoding="utf-8") as handle:
                 found = json.load(handle)
@@ -631,7 +635,9 @@ def rewrite_gguf(source: Gguf, out_path: str, file_type: int | None = None) -> N
         if not added:
             copy_sparse(original, out, 0, 0, source.size)
             return
-        extra = b"".join(struct.pack("<Q", len(key)) + key.encode() + struct.pack("<II", 4, value) for key, value in added.items())
+        extra = b"".join(
+            struct.pack("<Q", len(key)) + key.encode() + struct.pack("<II", 4, value) for key, value in added.items()
+        )
         head = original.read(8) + struct.pack("<QQ", len(source.tensors), len(source.kv) + len(added))
         original.seek(24)
         head += original.read(source.kv_end - 24) + extra
@@ -766,7 +772,7 @@ def memory_plan(gguf: Gguf, flags: dict, cards: list) -> dict:
 # llama-server: the child process that holds a model
 # ---------------------------------------------------------------------------------------------------------
 
-WORDS = (
+WORDS = (  # noqa: SIM905  (a text, not a table)
     "the card holds a layer of quiet numbers and every token finds its place in the cache while one slot waits "
     "for another prompt to arrive from the host where a plan was written down before any weight was moved so "
     "nothing here is measured twice and what was predicted stays true until somebody turns the fan off again"
@@ -859,9 +865,13 @@ def runner_main(argv: list) -> int:
     free = sum(card["free"] for card in cards) - CUDA_CONTEXT_MIB * MIB * len(cards)
     total = sum(card["total"] for card in cards)
     if cards:
-        say("common_memory_breakdown_print: | memory breakdown [MiB] | total   free     self   model   context   compute    unaccounted |")
         say(
-            f"common_memory_breakdown_print: |   - CUDA0 (NVIDIA) | {total // MIB} = {free // MIB} + ({plan['wanted'] // MIB} = "
+            "common_memory_breakdown_print: | memory breakdown [MiB] | "
+            "total   free     self   model   context   compute    unaccounted |"
+        )
+        say(
+            f"common_memory_breakdown_print: |   - CUDA0 (NVIDIA) | {total // MIB} = {free // MIB} + "
+            f"({plan['wanted'] // MIB} = "
             f"{plan['model'] // MIB} + {plan['cache'] // MIB} + {plan['compute'] // MIB}) + {(total - free) // MIB} |"
         )
         host = plan["host_weights"] + plan["host_compute"]
@@ -873,7 +883,7 @@ def runner_main(argv: list) -> int:
             f"common_params_fit_impl: projected to use {plan['wanted'] // MIB} MiB of device memory vs. "
             f"{free // MIB} MiB of free device memory"
         )
-    faults = Faults(flags["faults"] or os.devnull)
+    faults = Faults(flags["faults"])
     time.sleep(float(faults.get("slow_load_s", 0)))
     held = [map_vram(size + CUDA_CONTEXT_MIB * MIB, card) for card, size in enumerate(plan["places"]) if size]
     say(f"load_tensors: offloaded {plan['on_card']}/{plan['layers']} layers to GPU")
@@ -1060,7 +1070,7 @@ class Store:
         try:
             return Manifest(os.path.join(self.manifests_dir(), name.path()))
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-            raise NotFound(name.full()) from error
+            raise NotFoundError(name.full()) from error
 
     def names(self) -> list:
         """Names of all manifests, whatever is in them."""
@@ -1080,7 +1090,7 @@ class Store:
         for name in self.names():
             try:
                 found.append((name, self.manifest(name)))
-            except NotFound:
+            except NotFoundError:
                 continue
             except ValueError as error:
                 if strict:
@@ -1189,10 +1199,8 @@ class Store:
             used = self.in_use()
             for layer in layers:
                 if layer.get("digest") and layer["digest"] not in used:
-                    try:
+                    with contextlib.suppress(FileNotFoundError):
                         os.unlink(self.blob(layer["digest"]))
-                    except FileNotFoundError:
-                        pass
 
     def prune(self) -> None:
         """What a start cleans up: old blobs that no manifest names, and halves of downloads."""
@@ -1230,8 +1238,10 @@ def _layer_json(layer: dict) -> dict:
 # ---------------------------------------------------------------------------------------------------------
 
 TEMPLATE_WORDS = set(
-    "if else range with end define block template break continue nil true false and or not len index slice print printf println html js "
-    "urlquery call eq ne lt le gt ge json currentDate yesterdayDate toTypeScriptType".split()
+    (  # noqa: SIM905  (a text, not a table)
+        "if else range with end define block template break continue nil true false and or not len index slice print printf "
+        "println html js urlquery call eq ne lt le gt ge json currentDate yesterdayDate toTypeScriptType"
+    ).split()
 )
 _ACTION = re.compile(r"\{\{-?\s*(.*?)\s*-?\}\}", re.S)
 
@@ -1677,7 +1687,8 @@ class Scheduler:
             command = ["llama-server", "-sE", self.program, "--as-llama-server", *argv]
         log("INFO", "starting llama-server", cmd=" ".join([command[0], *command[3:]]))
         runner = Runner(model, wanted, keep)
-        process = subprocess.Popen(command, executable=sys.executable, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        process = subprocess.Popen(command, executable=sys.executable, **streams)
         runner.process = process
         tail: list = []
         threading.Thread(target=self.relay, args=(process, tail), daemon=True).start()
@@ -1804,13 +1815,22 @@ class Registry:
         self.store = store
         self.faults = faults
         self.downloads: dict = {}
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
+        self.trust: tuple | None = None
 
-    @staticmethod
-    def open(method: str, url: str, headers: dict | None = None):
+    def opener(self):
+        """How to reach a registry; made anew when the system's certificates changed, for reading them takes 0.2 s."""
+        bundle = ssl.get_default_verify_paths().cafile or "/etc/ssl/certs/ca-certificates.crt"
+        stamp = os.stat(bundle).st_mtime_ns if os.path.exists(bundle) else 0
+        with self.lock:
+            if self.trust is None or self.trust[0] != stamp:
+                handlers = (urllib.request.HTTPSHandler(context=ssl.create_default_context()), _SameHost())
+                self.trust = (stamp, urllib.request.build_opener(*handlers))
+            return self.trust[1]
+
+    def open(self, method: str, url: str, headers: dict | None = None):
         """Response of a request; ApiError in the server's words."""
-        context = ssl.create_default_context()
-        opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=context), _SameHost())
+        opener = self.opener()
         request = urllib.request.Request(url, method=method, headers={"User-Agent": f"ollama/{VERSION}", **(headers or {})})
         try:
             return opener.open(request, timeout=30)
@@ -1830,10 +1850,8 @@ class Registry:
         scheme = "http" if insecure else name.scheme
         base = f"{scheme}://{name.host}/v2/{name.namespace}/{name.model}"
         old = []
-        try:
+        with contextlib.suppress(NotFoundError, ValueError):
             old = self.store.manifest(name).everything()
-        except (NotFound, ValueError):
-            pass
         if name.scheme == "http" and not insecure:
             raise ApiError(500, "insecure protocol http")
         yield {"status": "pulling manifest"}
@@ -2046,7 +2064,8 @@ class Download(threading.Thread):
 # ---------------------------------------------------------------------------------------------------------
 
 CHATML_JINJA = (
-    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
@@ -2063,9 +2082,7 @@ def edit_distance(one: str, other: str) -> int:
     return row[-1]
 
 
-CHATML = (
-    "{{ range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n"
-)
+CHATML = "{{ range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n"
 
 
 class Server:
@@ -2093,7 +2110,7 @@ class Server:
             raise ApiError(403, "ollama cloud is disabled: remote inference is unavailable")
         try:
             return Model(self.store, self.store.existing(name))
-        except NotFound as error:
+        except NotFoundError as error:
             raise ApiError(404, missing or f"model '{text}' not found") from error
 
     def tags(self) -> dict:
@@ -2101,7 +2118,7 @@ class Server:
         for name, manifest in self.store.manifests():
             try:
                 model = Model(self.store, name)
-            except (NotFound, OSError, ValueError):
+            except (NotFoundError, OSError, ValueError):
                 continue
             found.append({
                 "name": name.short(), "model": name.short(), "modified_at": go_time(manifest.modified),
@@ -2139,7 +2156,7 @@ class Server:
         name = self.store.existing(name)
         try:
             model = Model(self.store, name)
-        except NotFound as error:
+        except NotFoundError as error:
             raise ApiError(404, f"model '{name.short()}' not found") from error
         if model.digest not in self.shown:  # the order of parameters is drawn once for a manifest
             self.shown[model.digest] = (model.parameters_text(), model.modelfile())
@@ -2151,7 +2168,8 @@ class Server:
         answer = {
             "license": "\n".join(model.licenses), "modelfile": modelfile, "parameters": parameters,
             "template": model.shown_template(), "system": body.get("system") or model.system,
-            "details": model.details(), "messages": [{"role": m.get("role", ""), "content": m.get("content", "")} for m in model.messages],
+            "details": model.details(),
+            "messages": [{"role": m.get("role", ""), "content": m.get("content", "")} for m in model.messages],
             "model_info": {},
         }  # fmt: skip
         for key in ("license", "parameters", "template", "system", "messages"):
@@ -2163,9 +2181,10 @@ class Server:
             for key, value in sorted({**model.gguf.kv, "general.parameter_count": model.gguf.parameter_count()}.items()):
                 if key in ("general.name", "tokenizer.chat_template"):
                     continue
-                if isinstance(value, (list, Strings)):
-                    value = (value.read() if isinstance(value, Strings) else value) if verbose else None
-                info[key] = value
+                if isinstance(value, (list, Strings)) and not verbose:
+                    info[key] = None
+                else:
+                    info[key] = value.read() if isinstance(value, Strings) else value
             answer["model_info"] = info
             answer["tensors"] = [
                 {"name": tensor, "type": _TENSOR_TYPES.get(kind, ("unknown",))[0], "shape": shape}
@@ -2183,7 +2202,11 @@ class Server:
     # -- changing
 
     def create(self, body: dict):
-        config = {"renderer": body.get("renderer") or "", "parser": body.get("parser") or "", "requires": body.get("requires") or ""}
+        config = {
+            "renderer": body.get("renderer") or "",
+            "parser": body.get("parser") or "",
+            "requires": body.get("requires") or "",
+        }
         for path, digest in (body.get("files") or {}).items():
             if not _valid_path(path):
                 raise ApiError(400, "file path must be relative")
@@ -2200,7 +2223,7 @@ class Server:
     def _create(self, name: Name, body: dict, config: dict):
         try:
             old = self.store.manifest(name).everything()
-        except (NotFound, ValueError):
+        except (NotFoundError, ValueError):
             old = []
         layers: list = []
         source = ""
@@ -2214,7 +2237,7 @@ class Server:
         elif body.get("from"):
             try:
                 base = self.store.manifest(base_name)
-            except NotFound:
+            except NotFoundError:
                 yield from self._pull_quietly(base_name)
                 base = self.store.manifest(base_name)
             for layer in base.layers:
@@ -2268,7 +2291,9 @@ class Server:
                 for key, value in (json.loads(_read_text(self.store.blob(layer["digest"])), parse_int=float) or {}).items():
                     parameters.setdefault(key, value)
         if parameters:
-            layers = self._replace(layers, "params", (go_json(sorted_maps(parameters)) + "\n").encode("utf-8", "surrogateescape"))
+            layers = self._replace(
+                layers, "params", (go_json(sorted_maps(parameters)) + "\n").encode("utf-8", "surrogateescape")
+            )
         if body.get("messages"):
             messages = []
             for message in body["messages"]:
@@ -2281,7 +2306,17 @@ class Server:
         ordered = {key: config.get(key) or "" for key in ("model_format", "model_family")}
         ordered["model_families"] = config["model_families"]
         ordered.update({key: config.get(key) or "" for key in ("model_type", "file_type")})
-        for key in ("renderer", "parser", "requires", "remote_host", "remote_model", "capabilities", "context_length", "embedding_length", "base_name"):
+        for key in (
+            "renderer",
+            "parser",
+            "requires",
+            "remote_host",
+            "remote_model",
+            "capabilities",
+            "context_length",
+            "embedding_length",
+            "base_name",
+        ):
             if config.get(key):
                 ordered[key] = config[key]
         ordered.update({"architecture": "amd64", "os": "linux"})
@@ -2299,10 +2334,19 @@ class Server:
     @staticmethod
     def _info(info: dict, config: dict) -> None:
         """The overrides that no Modelfile can express."""
-        given = [item if isinstance(item, str) else "" for item in info.get("capabilities") or [] if isinstance(info["capabilities"], list)]
+        given = [
+            item if isinstance(item, str) else ""
+            for item in info.get("capabilities") or []
+            if isinstance(info["capabilities"], list)
+        ]
         if given:
             config["capabilities"] = [*(config.get("capabilities") or []), *given]
-        for field, key in (("model_family", "model_family"), ("base_name", "base_name"), ("quantization_level", "file_type"), ("parameter_size", "model_type")):
+        for field, key in (
+            ("model_family", "model_family"),
+            ("base_name", "base_name"),
+            ("quantization_level", "file_type"),
+            ("parameter_size", "model_type"),
+        ):
             if field in info:
                 if not isinstance(info[field], str):
                     raise ApiError(400, f'info field "{field}" must be a string')
@@ -2392,7 +2436,11 @@ class Server:
         handle, temporary = tempfile.mkstemp(prefix="COPY", dir=self.store.blobs_dir())
         os.close(handle)
         try:
-            rewrite_gguf(gguf, temporary, None if wanted == have else next(number for number, name in _FILE_TYPES.items() if name == wanted))
+            rewrite_gguf(
+                gguf,
+                temporary,
+                None if wanted == have else next(number for number, name in _FILE_TYPES.items() if name == wanted),
+            )
             yield {"status": "verifying conversion"}
             digest = file_digest(temporary)
             status = "using existing layer" if os.path.exists(self.store.blob(digest)) else "creating new layer"
@@ -2425,7 +2473,7 @@ class Server:
         name = self.store.existing(name)
         try:
             self.store.remove(name)
-        except NotFound as error:
+        except NotFoundError as error:
             raise ApiError(404, f"model '{text}' not found") from error
 
     def copy(self, body: dict) -> None:
@@ -2681,18 +2729,21 @@ REQUESTS = {
     "/api/embeddings": "EmbeddingRequest", "/api/push": "PushRequest",
 }  # fmt: skip
 # field of a request: (Python type, Go type)
+TEXT, SWITCH, MAP, FILES = (str, "string"), (bool, "bool"), (dict, "map[string]interface {}"), (dict, "map[string]string")
 FIELDS = {
-    **dict.fromkeys("model name from prompt suffix system source destination quantize renderer parser requires remote_host".split(), (str, "string")),
-    "template": (str, "string"), "stream": (bool, "bool"), "insecure": (bool, "bool"), "raw": (bool, "bool"), "verbose": (bool, "bool"),
-    "options": (dict, "map[string]interface {}"), "parameters": (dict, "map[string]interface {}"), "info": (dict, "map[string]interface {}"),
-    "files": (dict, "map[string]string"), "adapters": (dict, "map[string]string"), "messages": (list, "[]api.Message"), "tools": (list, "api.Tools"),
+    "model": TEXT, "name": TEXT, "from": TEXT, "prompt": TEXT, "suffix": TEXT, "system": TEXT, "template": TEXT, "source": TEXT,
+    "destination": TEXT, "quantize": TEXT, "renderer": TEXT, "parser": TEXT, "requires": TEXT, "remote_host": TEXT,
+    "stream": SWITCH, "insecure": SWITCH, "raw": SWITCH, "verbose": SWITCH, "options": MAP, "parameters": MAP, "info": MAP,
+    "files": FILES, "adapters": FILES, "messages": (list, "[]api.Message"), "tools": (list, "api.Tools"),
 }  # fmt: skip
 ORIGIN_SCHEMES = ("app://", "file://", "tauri://", "vscode-webview://", "vscode-file://")
 
 
 def json_kind(value) -> str:
     """What encoding/json calls a value of a wrong type."""
-    return {str: "string", float: "number", int: "number", list: "array", bool: "bool", dict: "object"}.get(type(value), "value")
+    return {str: "string", float: "number", int: "number", list: "array", bool: "bool", dict: "object"}.get(
+        type(value), "value"
+    )
 
 
 def openai_error(error: ApiError) -> dict:
@@ -2796,14 +2847,18 @@ class Handler(BaseHTTPRequestHandler):
             at = getattr(error, "pos", 0)
             text = raw.decode("utf-8", "replace")
             char = text[at] if at < len(text) else ""
-            raise ApiError(400, f"invalid character '{char}' looking for beginning of value" if char else "unexpected EOF") from error
+            raise ApiError(
+                400, f"invalid character '{char}' looking for beginning of value" if char else "unexpected EOF"
+            ) from error
         request = REQUESTS.get(self.path, "Request")
         if not isinstance(found, dict):
             raise ApiError(400, f"json: cannot unmarshal {json_kind(found)} into Go value of type api.{request}")
         for key, kind in FIELDS.items():
             value = found.get(key)
             if value is not None and not isinstance(value, kind[0]):
-                raise ApiError(400, f"json: cannot unmarshal {json_kind(value)} into Go struct field {request}.{key} of type {kind[1]}")
+                raise ApiError(
+                    400, f"json: cannot unmarshal {json_kind(value)} into Go struct field {request}.{key} of type {kind[1]}"
+                )
         return found
 
     def read_all(self) -> bytes:
@@ -2852,7 +2907,10 @@ class Handler(BaseHTTPRequestHandler):
         match = re.fullmatch(r"(\[[^\]]*\]|[^:]*)(:\d+)?", host)
         host = (match.group(1) if match else host).strip("[]").lower()
         if re.fullmatch(r"[\d.]+", host) or ":" in host:
-            return bool(re.match(r"(127\.|10\.|192\.168\.|172\.(1[6-9]|2\d|3[01])\.|0\.0\.0\.0$)", host)) or host in ("::1", "::")
+            return bool(re.match(r"(127\.|10\.|192\.168\.|172\.(1[6-9]|2\d|3[01])\.|0\.0\.0\.0$)", host)) or host in (
+                "::1",
+                "::",
+            )
         return host in ("", "localhost", socket.gethostname().lower()) or host.endswith((".localhost", ".local", ".internal"))
 
     def origin_allowed(self, origin: str) -> bool:
@@ -2865,7 +2923,9 @@ class Handler(BaseHTTPRequestHandler):
         for item in listed:
             if "*" in item and re.fullmatch(re.escape(item).replace(r"\*", ".*"), origin):
                 return True
-        return origin.startswith(ORIGIN_SCHEMES) or (parts.scheme in ("http", "https") and parts.hostname in ("localhost", "127.0.0.1", "0.0.0.0"))
+        return origin.startswith(ORIGIN_SCHEMES) or (
+            parts.scheme in ("http", "https") and parts.hostname in ("localhost", "127.0.0.1", "0.0.0.0")
+        )
 
     # -- dispatch
 
@@ -2891,7 +2951,7 @@ class Handler(BaseHTTPRequestHandler):
         sys.stderr.write(f'[GIN] {stamp} | {self.status} | {took:12.6f}ms | {client:>15} | {self.command:<8} "{path}"\n')
         sys.stderr.flush()
 
-    do_GET = do_HEAD = do_POST = do_DELETE = do_PUT = do_PATCH = do_OPTIONS = handle_any
+    do_GET = do_HEAD = do_POST = do_DELETE = do_PUT = do_PATCH = do_OPTIONS = handle_any  # noqa: N815  (http.server's names)
 
     def route(self, path: str) -> None:
         if not self.allowed():
@@ -2964,7 +3024,9 @@ class Handler(BaseHTTPRequestHandler):
             raise ApiError(400, "model is required")
         path = os.path.join(self.api.store.manifests_dir(), self.api.store.existing(Name.parse(text)).path())
         missing = f"open {path}: no such file or directory"
-        self.lines(failing(missing if not os.path.exists(path) else "the lab stand-in does not push"), body.get("stream") is not False)
+        self.lines(
+            failing(missing if not os.path.exists(path) else "the lab stand-in does not push"), body.get("stream") is not False
+        )
 
     def on_copy(self) -> None:
         self.api.copy(self.body())
@@ -3051,9 +3113,18 @@ class Handler(BaseHTTPRequestHandler):
         if body.get("input") is None:
             raise ApiError(400, "invalid input")
         answer = self.api.embed(body)
-        data = [{"object": "embedding", "embedding": vector, "index": index} for index, vector in enumerate(answer["embeddings"])]
+        data = [
+            {"object": "embedding", "embedding": vector, "index": index} for index, vector in enumerate(answer["embeddings"])
+        ]
         tokens = answer.get("prompt_eval_count", 0)
-        self.json({"object": "list", "data": data, "model": body.get("model"), "usage": {"prompt_tokens": tokens, "total_tokens": tokens}})
+        self.json(
+            {
+                "object": "list",
+                "data": data,
+                "model": body.get("model"),
+                "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+            }
+        )
 
     @staticmethod
     def openai_options(body: dict) -> dict:
@@ -3084,12 +3155,19 @@ class Handler(BaseHTTPRequestHandler):
         body = self.body()
         prompt = body.get("prompt") or ""
         result = self.api.generate({"model": body.get("model", ""), "prompt": prompt, "options": self.openai_options(body)})
-        self.openai(result, body, "text_completion", lambda event: {"content": event["response"], "thinking": event.get("thinking", "")})
+        self.openai(
+            result, body, "text_completion", lambda event: {"content": event["response"], "thinking": event.get("thinking", "")}
+        )
 
     def openai(self, events, body: dict, kind: str, part) -> None:
         """Events of a generation in OpenAI's form: one object, or server-sent events."""
         number, created, chat = f"chatcmpl-{random.randint(1, 999)}", int(time.time()), kind == "chat.completion"
-        head = {"id": number if chat else number.replace("chat", ""), "created": created, "model": body.get("model"), "system_fingerprint": "fp_ollama"}
+        head = {
+            "id": number if chat else number.replace("chat", ""),
+            "created": created,
+            "model": body.get("model"),
+            "system_fingerprint": "fp_ollama",
+        }
         events = [events] if isinstance(events, dict) else events
         if body.get("stream") is not True:
             collected = list(events)
@@ -3124,7 +3202,11 @@ class Handler(BaseHTTPRequestHandler):
                 last = event
                 self.chunk(sse(event))
             if options.get("include_usage"):
-                self.chunk("data: " + go_json({**_with_object(head, "chat.completion.chunk"), "choices": [], "usage": _usage(last)}) + "\n\n")
+                self.chunk(
+                    "data: "
+                    + go_json({**_with_object(head, "chat.completion.chunk"), "choices": [], "usage": _usage(last)})
+                    + "\n\n"
+                )
             self.chunk("data: [DONE]\n\n")
         except ApiError as error:
             self.chunk("data: " + go_json({"error": openai_error(error)}) + "\n\n")
@@ -3244,7 +3326,14 @@ def serve(program: str) -> int:
     listener.server_bind()
     listener.server_activate()
     for number, card in enumerate(nvml_cards()):
-        log("INFO", "inference compute", id=f"GPU-{number}", library="CUDA", total=f"{card['total'] / 1024 / MIB:.1f} GiB", available=f"{card['free'] / 1024 / MIB:.1f} GiB")
+        log(
+            "INFO",
+            "inference compute",
+            id=f"GPU-{number}",
+            library="CUDA",
+            total=f"{card['total'] / 1024 / MIB:.1f} GiB",
+            available=f"{card['free'] / 1024 / MIB:.1f} GiB",
+        )
 
     def stop(_number, _frame):
         listener.stopping = True
@@ -3322,7 +3411,13 @@ def command_line(arguments: list, program: str) -> int:
             for m in models:
                 share = round(100 * m["size_vram"] / m["size"]) if m["size"] else 0
                 where = "100% GPU" if share == 100 else "100% CPU" if share == 0 else f"{100 - share}%/{share}% CPU/GPU"
-                until = "Forever" if m["expires_at"] > "2200" else "Stopping..." if m["expires_at"] < go_time(time.time()) else m["expires_at"][:19]
+                until = (
+                    "Forever"
+                    if m["expires_at"] > "2200"
+                    else "Stopping..."
+                    if m["expires_at"] < go_time(time.time())
+                    else m["expires_at"][:19]
+                )
                 rows.append((m["name"], m["digest"][:12], human_bytes(m["size"]), where, str(m["context_length"]), until))
             print_table([("NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "UNTIL"), *rows])
         elif word == "pull" and len(arguments) > 1:

@@ -14,6 +14,7 @@ The owner is that of MODELS_DIR: the server sets the times of its blobs and must
 exists and no longer belongs to root, for a host on which a role is still to make it. Prints one JSON line; running it
 again changes nothing.
 """
+
 from __future__ import annotations
 
 import argparse

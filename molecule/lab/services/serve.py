@@ -28,6 +28,7 @@ and whose method, if it has one, is the request's, is applied:
     no_location   leave the Location header out, as a plain docker registry does
     times         apply the rule so many times only (counted since the file was last changed)
 """
+
 from __future__ import annotations
 
 import argparse
@@ -65,7 +66,7 @@ def locate(root: str, path: str) -> tuple[str, str, bool] | None:
 
 
 def wanted_range(header: str | None, size: int) -> tuple[int, int] | None:
-    """Return (first, last) of a Range header; the whole file without one or with one of another form; None if there is no such part."""
+    """Return (first, last) of a Range header; the whole file without one or with one of another form; None for no such part."""
     found = RANGE.fullmatch(header or "")
     if not found or found.groups() == ("", ""):
         return 0, size - 1
@@ -157,7 +158,7 @@ class Handler(BaseHTTPRequestHandler):
                 "bytes": self.sent, "seconds": round(time.monotonic() - started, 3), "fault": bool(rule),
             })  # fmt: skip
 
-    do_HEAD = do_GET
+    do_HEAD = do_GET  # noqa: N815  (http.server's name)
 
     def plain(self, status: int, text: str) -> None:
         """Answer with a status and a sentence."""
@@ -282,7 +283,9 @@ def main(argv: list | None = None) -> int:
     open_ports = listeners(Mirror(args.root), args.bind, args.port, args.http_port, args.cert, args.key)
     for one in open_ports:
         threading.Thread(target=one.serve_forever, daemon=True).start()
-        print(f"lab mirror: {'https' if one.context else 'http'} on {one.server_address[0]}:{one.server_address[1]}", flush=True)
+        print(
+            f"lab mirror: {'https' if one.context else 'http'} on {one.server_address[0]}:{one.server_address[1]}", flush=True
+        )
     done = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: done.set())
