@@ -46,7 +46,7 @@ _DEVICE = re.compile(
 )
 _HOST = re.compile(r"\|\s+- Host\s*\|\s*(?P<self>\d+) =\s*(?P<model>\d+) \+\s*(?P<context>\d+) \+\s*(?P<compute>\d+)\s*\|")
 _PROJECTED = re.compile(r"projected to use (\d+) MiB of device memory vs\. (\d+) MiB of free device memory")
-_FAILED = re.compile(r"(?:error loading model|failed to load model|error: |exiting due to)[^\n]*")
+_FAILED = re.compile(r"(?:GGML_ASSERT|ggml[^\s:]*:\d+: fatal error|error loading model|failed to load model|error: |exiting due to)[^\n]*")
 
 
 class DryRunError(Exception):
@@ -201,12 +201,12 @@ def _output(command, environment, identity):
 
 
 def parse(text):
-    """The terms of the first projection in the engine's output, or {"refused": why}."""
+    """The terms of the first projection in the engine's output, or {"refused": why}, with "loads": False where it ended by an error."""
     projected = _PROJECTED.search(text)
     if not projected:
         failed = _FAILED.search(text)
         if failed:
-            return {"refused": f"the engine does not load it: {failed[0].strip()[:200]}."}
+            return {"refused": f"the engine does not load it: {failed[0].strip()[:200]}.", "loads": False}
         return {"refused": f"the engine did not say within {DEADLINE_S:g} s what it would take, or not in a form that is known."}
     before = text[: projected.start()]
     table = before[before.rfind("memory breakdown [MiB]") :] if "memory breakdown [MiB]" in before else ""

@@ -47,6 +47,7 @@ MIB = 1024 * 1024
 MAX_HEADER = 64 * MIB  # the largest vocabularies make headers of about 16 MiB
 MAX_KEYS = 65536
 MAX_TENSORS = 65536
+MAX_STRINGS = 1 << 21  # the largest vocabularies have 260,000 tokens and twice as many merges
 MAX_KEY_LENGTH = 65535  # of the GGUF specification
 KEPT_ARRAY = 2048  # per-layer arrays are kept; vocabularies are longer
 KEPT_STRING = 65536  # chat templates are longer than any name and are cut
@@ -227,19 +228,21 @@ def _array(source):
 
 
 def _strings(source, count):
-    if count > (source.limit() - source.at) // 8:
+    if count > MAX_STRINGS or count > (source.limit() - source.at) // 8:
         raise GgufError(f"{source.what} claims an array of {count:,} strings, more than its header can hold; it is damaged.")
     if count <= KEPT_ARRAY:
         return [source.string() for _index in range(count)]
-    length_of = struct.Struct("<Q").unpack_from
-    for _index in range(count):  # hundreds of thousands: the calls of string() would take seconds
-        at = source.at
-        if at + 8 > len(source.data):
+    # Hundreds of thousands that nobody wants: by hand, because calls of string() would take seconds.
+    length_of, at, have = struct.Struct("<Q").unpack_from, source.at, len(source.data)
+    for _index in range(count):
+        if at + 8 > have:
+            source.at = at
             source.need(8)
-        size = length_of(source.data, at)[0]
-        if size > source.limit() - at - 8:
-            raise GgufError(f"{source.what} claims a string of {size:,} bytes in its header; it is damaged.")
-        source.at = at + 8 + size
+            have = len(source.data)
+        at += 8 + length_of(source.data, at)[0]
+        if at > MAX_HEADER:
+            raise GgufError(f"{source.what} claims strings of more than {MAX_HEADER // MIB} MiB in its header; it is damaged.")
+    source.at = at
     source.need(0)
     return {"array": "str", "length": count}
 
@@ -337,10 +340,11 @@ def read_file(path):
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise GgufError(f"{path} cannot be read: {error.strerror}. Name a GGUF file that this user may read.") from error
+    about = os.fstat(descriptor)
+    if not stat.S_ISREG(about.st_mode):
+        os.close(descriptor)
+        raise GgufError(f"{path} is not a plain file. Name a GGUF file.")
     with os.fdopen(descriptor, "rb", buffering=0) as handle:
-        about = os.fstat(descriptor)
-        if not stat.S_ISREG(about.st_mode):
-            raise GgufError(f"{path} is not a plain file. Name a GGUF file.")
 
         def fetch(start, stop):
             try:

@@ -261,6 +261,8 @@ def _entry(wish, cards, budgets, build, dry_run):
         used = [card for card in cards if card["index"] in per_card]
         dry = dry_run(wish, used, formula["num_batch"])
         if "refused" in dry:
+            if dry.get("loads") is False:
+                wish["problems"].append(f"{dry['refused']} Its load would fail the same way. Change its settings, or plan with method=formula if you know better.")
             warnings.append(f"Model {wish['name']} was planned by formula: {dry['refused']}")
             dry = None
     if dry is not None:
