@@ -197,10 +197,15 @@ client:
   description:
     - The Python that read NVML and the versions of the distributions C(nvidia_ml_py) and C(pynvml) in it (null for none).
       C(pynvml) is deprecated and hooks every start of Python; it should not be there.
-    - C(python_found) tells whether O(python) exists.
+    - C(python_found) tells whether O(python) exists, and C(python_in_venv) whether a virtual environment holds it.
   type: dict
   returned: always
-  sample: {python: /opt/gpufleet/venv/bin/python, python_found: true, nvidia_ml_py: 13.615.71, pynvml: null}
+  sample:
+    python: /opt/gpufleet/venv/bin/python
+    python_found: true
+    python_in_venv: true
+    nvidia_ml_py: 13.615.71
+    pynvml: null
 uid:
   description: Effective user ID that the module ran under.
   type: int
