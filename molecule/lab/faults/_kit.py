@@ -135,6 +135,12 @@ def wait(what, condition, seconds):
         time.sleep(0.2)
 
 
+def restart_server():
+    """Restart the server, whatever its unit's start limit has counted, and wait until it answers."""
+    host(f"systemctl reset-failed {UNIT} 2>/dev/null; systemctl restart {UNIT}")
+    server_answers()
+
+
 def server_answers():
     """Wait until the server answers again."""
     wait("the server to answer", lambda: ask("/api/version", limit_s=5)[0] == 200, 90)
