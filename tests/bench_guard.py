@@ -210,16 +210,16 @@ def main(argv):
     if "--write" in argv:
         head = (
             "# What does a tick of the guard cost?\n\n"
-            f"Measured by `make bench-guard`: {RUNS} runs of each in turns, Python {platform.python_version()}, {os.cpu_count()} cores, "
+            f"Measured by `make bench-guard`: {RUNS} runs of each in turns, Python {platform.python_version()}, "
+            f"{os.cpu_count()} cores, "
             "the lab's NVML simulator in place of a driver. On a real card NVML's own initialisation comes on top: tens of "
             "milliseconds with the persistence daemon, seconds without (predicted, facts of the vendor's documentation).\n\n"
         )
         PAGE.write_text(head + text + "\n", encoding="utf-8")
     middle, _most, rss = results["guard"]
     if middle > CPU_LIMIT_MS or rss > RSS_LIMIT_MIB:
-        raise SystemExit(
-            f"A tick costs {middle:.1f} ms and {rss:.1f} MiB; at most {CPU_LIMIT_MS:.0f} ms and {RSS_LIMIT_MIB:.0f} MiB were wanted."
-        )
+        limits = f"{CPU_LIMIT_MS:.0f} ms and {RSS_LIMIT_MIB:.0f} MiB"
+        raise SystemExit(f"A tick costs {middle:.1f} ms and {rss:.1f} MiB; at most {limits} were wanted.")
 
 
 if __name__ == "__main__":

@@ -137,16 +137,17 @@ def orphan(host):
     environment = sh(host, "systemctl show ollama -p Environment --value").strip()
     start = sh(host, "systemctl show ollama -p ExecStart --value").split("argv[]=", 1)[1].split(" ;", 1)[0]
     flags = " ".join(f"-p Environment={word}" for word in environment.split())
-    sh(
-        host,
-        f"systemctl stop lab-second 2>/dev/null; systemctl reset-failed lab-second 2>/dev/null; systemd-run --unit=lab-second -p User=ollama -p KillMode=process "
-        f"{flags} -p Environment=OLLAMA_HOST=127.0.0.1:11555 {start}",
-    )
-    time.sleep(2)
+    unit = f"lab-second-{int(time.time())}"
+    flags += " -p User=ollama -p KillMode=process -p Environment=OLLAMA_HOST=127.0.0.1:11555"
+    sh(host, f"systemd-run --unit={unit} {flags} {start}")
+    until(lambda: "version" in api(host, "/api/version", port=11555), "the second server")
     mine = set(pids(host, "llama-server"))
-    api(host, "/api/generate", {"model": MODEL, "options": {"num_ctx": 4096}, "stream": False}, port=11555)
-    stray = (set(pids(host, "llama-server")) - mine).pop()
-    sh(host, "systemctl kill --kill-whom=main -s KILL lab-second")
+    answer = api(host, "/api/generate", {"model": MODEL, "options": {"num_ctx": 4096}, "stream": False}, port=11555)
+    strays = set(pids(host, "llama-server")) - mine
+    if len(strays) != 1:
+        raise RuntimeError(f"the second server has runners {strays}; it said {answer}")
+    stray = strays.pop()
+    sh(host, f"systemctl kill --kill-whom=main -s KILL {unit}")
     seconds = until(lambda: stray not in pids(host, "llama-server"), "the orphan to end")
     if mine - set(pids(host, "llama-server")):
         raise RuntimeError("another runner ended, too")
@@ -189,10 +190,8 @@ def hopeless(host):
 def healthy(host):
     """nothing: a planned model with two slots and f16 KV fills the card; 120 ticks"""
     drop = "/etc/systemd/system/ollama.service.d"
-    sh(
-        host,
-        f"mkdir -p {drop}; printf '[Service]\\nEnvironment=OLLAMA_NUM_PARALLEL=2 OLLAMA_KV_CACHE_TYPE=f16\\n' > {drop}/lab.conf",
-    )
+    full = "Environment=OLLAMA_NUM_PARALLEL=2 OLLAMA_KV_CACHE_TYPE=f16"
+    sh(host, f"mkdir -p {drop}; printf '[Service]\\n{full}\\n' > {drop}/lab.conf")
     sh(host, "systemctl daemon-reload; systemctl restart ollama; sleep 2")
     began = int(time.time())
     try:

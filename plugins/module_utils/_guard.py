@@ -382,7 +382,7 @@ def read_gpus(sample):
 
 def read_processes(sample, user, read=read_text):
     """The "processes" part of a sample. NVML gives PID and MiB; /proc says who that is."""
-    uid = user_id(user)
+    owner = account(user)
     found = []
     for gpu in sample["gpus"]:
         for process in gpu["processes"] or []:
@@ -396,7 +396,7 @@ def read_processes(sample, user, read=read_text):
                     "used_mib": process["used_mib"],
                     "unit": process["unit"],
                     "kind": kind_of(process["comm"], argv),
-                    "uid_ok": uid is not None and process["uid"] == uid,
+                    "uid_ok": owner is not None and process["uid"] == owner.pw_uid,
                     "ppid": process["ppid"],
                     "age_s": process["age_s"],
                     "cpu_s": stat["cpu_s"],
@@ -415,12 +415,12 @@ def _try(read, path):
         return None
 
 
-def user_id(user):
-    """UID of a user, None where there is no such user."""
+def account(user):
+    """The user's entry in the password database (pwd.struct_passwd), None where there is no such user."""
     import pwd
 
     try:
-        return pwd.getpwnam(user).pw_uid
+        return pwd.getpwnam(user)
     except KeyError:
         return None
 
@@ -779,11 +779,12 @@ def end_process(request, config, clock_s=time.monotonic, sleep=time.sleep):
     try:
         # From here on the handle is the process, whatever becomes of its number.
         seen = _nvml.describe_process(pid)
-        uid = user_id(config["user"])
-        if uid is not None:
+        user = account(config["user"])
+        if user is not None:
             # The rest is done as the server's own user, so that the kernel, too, lets it touch no other's process.
             # Which program runs is told to that user, or to root where the unit has a user namespace.
-            os.seteuid(uid)
+            os.setegid(user.pw_gid)
+            os.seteuid(user.pw_uid)
             seen["exe"] = seen["exe"] or _nvml.describe_process(pid)["exe"]
         stat = process_stat(pid)
         argv = (_try(read_text, f"/proc/{pid}/cmdline") or "").split("\0")
@@ -800,6 +801,7 @@ def end_process(request, config, clock_s=time.monotonic, sleep=time.sleep):
         raise GuardError(f"PID {pid} does not end, not even by SIGKILL: it hangs in the driver. Only a reboot helps.")
     finally:
         os.seteuid(os.getuid())
+        os.setegid(os.getgid())
         os.close(handle)
 
 
@@ -815,7 +817,8 @@ def objections(request, seen, config):
     faults = []
     if seen["start"] != request["start"]:
         faults.append("its number now belongs to another process")
-    if seen["uid"] is None or seen["uid"] != user_id(config["user"]):
+    user = account(config["user"])
+    if user is None or seen["uid"] != user.pw_uid:
         faults.append(f"its user is {seen['uid']}, not {config['user']}")
     folder = os.path.realpath(config["engine_dir"]) + os.sep
     if not (seen["exe"] or "").startswith(folder):
