@@ -40,11 +40,9 @@ PINNED = {"0.30.0": 9452, "0.30.5": 9509, "0.31.2": 9888, "0.32.0": 9888, "0.32.
 # The released libraries for CUDA, the newer first: an older driver serves only the older.
 VARIANTS = ("cuda_v13", "cuda_v12")
 
-_DEVICE = re.compile(
-    r"\|\s+- (?P<name>\S+) \(.*\)\s*\|\s*(?P<total>\d+) = (?P<free>\d+) \+ \(\s*(?P<self>\d+) =\s*(?P<model>\d+) \+\s*(?P<context>\d+)"
-    r" \+\s*(?P<compute>\d+)\) \+\s*-?\d+ \|"
-)
-_HOST = re.compile(r"\|\s+- Host\s*\|\s*(?P<self>\d+) =\s*(?P<model>\d+) \+\s*(?P<context>\d+) \+\s*(?P<compute>\d+)\s*\|")
+_SELF = r"\s*(?P<self>\d+)\s*=\s*(?P<model>\d+)\s*\+\s*(?P<context>\d+)\s*\+\s*(?P<compute>\d+)"
+_DEVICE = re.compile(r"\|\s+- (?P<name>\S+) \(.*\)\s*\|\s*(?P<total>\d+)\s*=\s*(?P<free>\d+)\s*\+\s*\(" + _SELF + r"\)\s*\+\s*-?\d+\s*\|")
+_HOST = re.compile(r"\|\s+- Host\s*\|" + _SELF + r"\s*\|")
 _PROJECTED = re.compile(r"projected to use (\d+) MiB of device memory vs\. (\d+) MiB of free device memory")
 _FAILED = re.compile(r"(?:GGML_ASSERT|ggml[^\s:]*:\d+: fatal error|error loading model|failed to load model|error: |exiting due to)[^\n]*")
 

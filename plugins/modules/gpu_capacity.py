@@ -277,24 +277,32 @@ MODEL = {
 ERRORS = (_plan.PlanError, _vram.VramError, _gguf.GgufError, _ollama.OllamaError, _dry_run.DryRunError)
 
 
-def wish_of(model, client):
-    """A model of the arguments as _plan takes it, its header read."""
+def wish_of(model, client, headers):
+    """A model of the arguments as _plan takes it; its header is read once for all models of the same source."""
     name = model["name"] or model["ref"] or model["from_server"] or os.path.basename(model["gguf"] or model["url"] or "") or "the model"
     for setting, least, most in (("num_ctx", 1, 1 << 24), ("num_parallel", 1, 1024), ("num_batch", 1, 1 << 20)):
         if model[setting] is not None and not least <= model[setting] <= most:
             raise _plan.PlanError(f"Model {name}: {setting}={model[setting]} is out of bounds; wanted is {least:,} to {most:,}.")
-    if model["gguf"]:
-        header = _gguf.read_file(model["gguf"])
-    elif model["url"]:
-        header = _gguf.read_url(model["url"])
-    elif model["ref"]:
-        header = _gguf.read_registry(model["ref"])
-    elif model["from_server"]:
-        header = header_of_server(client.show(model["from_server"]), model["from_server"])
-    else:
-        header = _gguf.from_metadata(model["metadata"])
+    source = next((kind, model[kind]) for kind in SOURCES if model[kind] is not None)
+    header = next((known for asked, known in headers if asked == source), None)
+    if header is None:
+        header = header_of(source[0], source[1], client)
+        headers.append((source, header))
     settings = ("num_ctx", "num_parallel", "kv_cache_type", "flash_attention", "num_batch")
     return {"name": name, "header": header, "gguf": model["gguf"], **{key: model[key] for key in settings}}
+
+
+def header_of(kind, value, client):
+    """The header of a model from one of SOURCES."""
+    if kind == "gguf":
+        return _gguf.read_file(value)
+    if kind == "url":
+        return _gguf.read_url(value)
+    if kind == "ref":
+        return _gguf.read_registry(value)
+    if kind == "from_server":
+        return header_of_server(client.show(value), value)
+    return _gguf.from_metadata(value)
 
 
 def header_of_server(answer, name):
@@ -389,7 +397,8 @@ def main():
     try:
         cards, unreadable = cards_of(module)
         client = _ollama.Client(asked["server_url"], timeout=30)
-        wishes = [wish_of(model, client) for model in asked["models"]]
+        headers = []
+        wishes = [wish_of(model, client, headers) for model in asked["models"]]
         engine = None if asked["method"] == "formula" else _dry_run.find(asked["engine"], asked["engine_environment"], asked["engine_user"])
         if asked["method"] == "dry_run" and engine is None:
             module.fail_json(

@@ -1,0 +1,220 @@
+# Copyright (c) 2026, gpufleet.llm maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+
+import pytest
+from ansible_collections.gpufleet.llm.plugins.module_utils import _plan, _vram
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[3]))
+
+import bench_plan  # noqa: E402
+
+RTX_4090 = {"name": "NVIDIA GeForce RTX 4090", "total_mib": 24564}
+HEADERS: dict = {}
+
+
+def wish(shape="qwen3-14b-q8_0", trained=131072, **changes):
+    if (shape, trained) not in HEADERS:
+        header = bench_plan.header_of(shape)
+        keys = {**header["keys"], f"{header['keys']['general.architecture']}.context_length": trained}
+        HEADERS[shape, trained] = {**header, "keys": keys}
+    made = {"name": "qwen3:14b-q8_0", "header": HEADERS[shape, trained], "num_ctx": 40960, "num_parallel": 1, "kv_cache_type": "q8_0"}
+    return {**made, "flash_attention": True, "num_batch": None, **changes}
+
+
+def plan(*wishes, gpus=(RTX_4090,), **settings):
+    return _plan.make(list(wishes), _plan.cards_given(gpus), **settings)
+
+
+def test_the_articles_setting_fails_with_what_to_do():
+    made = plan(wish(num_ctx=65536, kv_cache_type="f16"))
+    assert made["fits"] is False
+    assert made["errors"] == [
+        "Model qwen3:14b-q8_0 with num_ctx=65536, f16 KV and 1 slot needs 25,070 MiB; GPU 0 (RTX 4090) offers 23,186 MiB after a reserve of 1,024."
+        " Set ollama_kv_cache_type=q8_0 (20,516 MiB, fits), or num_ctx=40960 (21,206 MiB, fits)."
+        " Or take a q4_K_M of the same model (about 19,055 MiB, fits)."
+    ]
+    assert [one["fits"] for one in made["suggestions"]] == [True] * 3
+    assert made["gpus"][0]["headroom_mib"] == 23186 - 25070
+
+
+def test_a_context_above_the_trained_one_is_a_problem_though_it_fits():
+    made = plan(wish(num_ctx=65536, trained=40960))
+    assert made["fits"] is True and made["models"][0]["capped_by"] == "trained" and made["models"][0]["effective_num_ctx"] == 40960
+    assert made["problems"] == [
+        "Model qwen3:14b-q8_0: num_ctx=65536 exceeds the model's trained context of 40,960; Ollama would cap it silently."
+        " Set num_ctx ≤ 40960 or use a GGUF with YaRN metadata."
+    ]
+
+
+@pytest.mark.parametrize("kv_cache_type", ["f16", "q8_0", "q4_0"])
+@pytest.mark.parametrize("num_parallel", [1, 4])
+@pytest.mark.parametrize("num_ctx", [65536, 131072])
+@pytest.mark.parametrize("total_mib", [12282, 16376, 24564])
+def test_every_suggestion_fits_when_it_is_followed(kv_cache_type, num_parallel, num_ctx, total_mib):
+    card = {"name": "card", "total_mib": total_mib}
+    first = wish(num_ctx=num_ctx, kv_cache_type=kv_cache_type, num_parallel=num_parallel)
+    made = plan(first, gpus=[card])
+    assert made["fits"] is (not made["errors"])
+    for one in made["suggestions"]:
+        changes = {}
+        for setting in one["change"].replace(" and ", " ").replace(",", " ").split():
+            name, _equals, value = setting.partition("=")
+            if name in ("num_ctx", "ollama_num_parallel"):
+                changes[name.replace("ollama_", "")] = int(value)
+            elif name == "ollama_kv_cache_type":
+                changes["kv_cache_type"] = value
+        if "q8_0 KV" in one["change"]:
+            changes["kv_cache_type"] = "q8_0"
+        if "one slot" in one["change"]:
+            changes["num_parallel"] = 1
+        again = {**first, **changes}
+        if one["weights"]:
+            again["shape"] = _vram.as_q4_k_m(_vram.describe(first["header"]), first["header"]["tensors"])
+        followed = plan(again, gpus=[card])
+        assert followed["fits"] is True and followed["models"][0]["total_mib"] == one["total_mib"], one
+
+
+def test_what_others_hold_counts():
+    assert plan(wish(), gpus=[{**RTX_4090, "used_mib": 4000}])["fits"] is True
+    made = plan(wish(), gpus=[{**RTX_4090, "used_mib": 6000}])
+    assert made["fits"] is False and "offers 17,186 MiB after a reserve of 1,024 and 6,000 held by others" in made["errors"][0]
+
+
+def test_two_models_at_once_and_one_after_the_other():
+    small = wish("qwen3-14b-q4_K_M", name="small")
+    assert plan(wish(), small)["fits"] is True
+    made = plan(wish(), small, max_loaded_models=2)
+    assert made["fits"] is False and "loaded together, need" in made["errors"][0]
+    assert made["suggestions"][0]["change"] == "ollama_max_loaded_models=1"
+    two = plan(wish(), small, max_loaded_models=2, gpus=[RTX_4090, RTX_4090])
+    assert two["fits"] is True and sorted(entry["gpu"] for entry in two["models"]) == [[0], [1]]
+
+
+def test_a_model_larger_than_a_card_is_split():
+    made = plan(wish("qwen3-32b-q4_K_M", num_ctx=40960, num_parallel=2), gpus=[RTX_4090, RTX_4090])
+    entry = made["models"][0]
+    assert made["fits"] is True and entry["gpu"] == [0, 1] and entry["context_mib"] == 2 * 457
+    assert abs(sum(entry["per_gpu_mib"].values()) - entry["total_mib"]) <= 2
+    assert [card["planned_mib"] for card in made["gpus"]] == list(entry["per_gpu_mib"].values())
+
+
+def test_a_host_without_cards_is_held_against_nothing():
+    made = _plan.make([wish()], [])
+    assert made["fits"] is True and made["gpus"] == [] and made["models"][0]["gpu"] == []
+
+
+def test_an_architecture_that_only_the_dry_run_knows():
+    header = wish()["header"]
+    keys = {key.replace("qwen3.", "qwen3next."): value for key, value in header["keys"].items()}
+    strange = wish(header={**header, "keys": {**keys, "general.architecture": "qwen3next"}})
+    made = plan(strange)
+    assert made["fits"] is None and made["models"][0]["compute_mib"] is None
+    assert "by the server's dry run only: qwen3next has recurrent layers" in made["warnings"][0]
+    assert plan(strange, gpus=[{"name": "small", "total_mib": 12282}])["fits"] is False
+    said = {"weights_mib": 14177, "kv_mib": 500, "compute_mib": 300, "per_card_mib": [14977], "engine": "b10488"}
+    asked = plan(strange, dry_run=lambda *_args: said)
+    assert asked["fits"] is True and asked["method"] == "dry_run" and asked["models"][0]["total_mib"] == 14977 + 457
+
+
+def test_the_dry_run_wins_and_a_formula_that_is_off_is_reported():
+    def dry_run(settled, cards, num_batch):
+        assert (settled["context"], settled["slots"], [card["index"] for card in cards], num_batch) == (40960, 1, [0], 512)
+        return {"weights_mib": 14177, "kv_mib": 3400, "compute_mib": 700, "per_card_mib": [18277], "engine": "b99999"}
+
+    made = plan(wish(), dry_run=dry_run)
+    entry = made["models"][0]
+    assert (entry["compute_mib"], entry["total_mib"], entry["formula_mib"], entry["dry_run_mib"]) == (700, 18277 + 457 + 160, 17739, 18277)
+    assert made["engine_build"] == "b99999" and "the formula is out of date for the architecture qwen3 on b99999" in made["warnings"][0]
+
+
+def test_a_dry_run_that_was_refused_leaves_the_formula():
+    made = plan(wish(), dry_run=lambda *_args: {"refused": "GPU 0 has 12 MiB free."})
+    assert made["method"] == "formula" and "GPU 0 has 12 MiB free." in made["warnings"][0] and not made["problems"]
+    made = plan(wish(), dry_run=lambda *_args: {"refused": "the engine does not load it: x.", "loads": False})
+    assert "Its load would fail the same way" in made["problems"][0]
+
+
+def test_a_written_plan_remembers_its_dry_run():
+    said = {"weights_mib": 14177, "kv_mib": 3400, "compute_mib": 162, "per_card_mib": [17739], "engine": "b10488"}
+    cards = _plan.cards_given([RTX_4090])
+    first = _plan.make([wish()], cards, dry_run=lambda *_args: said)
+    text, settled = _plan.document(first), _plan.settle(wish(), cards)
+    assert _plan.remembered(text, settled, cards, 512, "b10488") == said
+    again = _plan.make([wish()], cards, dry_run=lambda one, used, batch: _plan.remembered(text, one, used, batch, "b10488"))
+    assert _plan.same(text, again)
+    assert _plan.remembered(text, settled, cards, 1024, "b10488") is None
+    assert _plan.remembered(text, settled, cards, 512, "b10499") is None
+    assert _plan.remembered("{", settled, cards, 512, "b10488") is None
+
+
+def test_a_plan_is_the_same_while_only_others_move():
+    before = _plan.document(plan(wish()))
+    assert _plan.same(before, plan(wish(), gpus=[{**RTX_4090, "used_mib": 200}]))
+    assert not _plan.same(before, plan(wish(), gpus=[{**RTX_4090, "used_mib": 300}]))
+    assert not _plan.same(before, plan(wish(num_ctx=32768)))
+    assert not _plan.same("", plan(wish())) and not _plan.same("[]", plan(wish()))
+    assert json.loads(before)["models"][0]["name"] == "qwen3:14b-q8_0"
+
+
+def gpu(**changes):
+    made = {"index": 0, "state": "ok", "message": None, "uuid": "GPU-1", "name": "NVIDIA GeForce RTX 4090", "compute_capability": "8.9"}
+    return {**made, "total_mib": 24564, "reserved_mib": 354, "used_mib": 0, "free_mib": 24210, "processes": [], **changes}
+
+
+def sample(*gpus):
+    return {"state": "ok", "message": None, "gpus": list(gpus)}
+
+
+def process(unit, used_mib):
+    return {"pid": 1, "unit": unit, "used_mib": used_mib}
+
+
+@pytest.mark.parametrize(
+    ("changes", "used", "reserved"),
+    [
+        ({}, 0, 354),
+        ({"used_mib": 19000, "processes": [process("ollama.service", 18500)]}, 500, 354),
+        ({"used_mib": 19000, "processes": [process("ollama.service", None)]}, 0, 354),
+        ({"used_mib": 19000, "processes": [process("ollama.service", None), process("x.service", 100)]}, 19000, 354),
+        ({"used_mib": 19000, "processes": None}, 19000, 354),
+        ({"used_mib": 354, "reserved_mib": None}, 0, 354),
+        ({"used_mib": 100, "reserved_mib": None}, 0, 100),
+    ],
+)
+def test_cards_as_nvml_tells_them(changes, used, reserved):
+    (card,) = _plan.cards_read(sample(gpu(**changes)))
+    assert (card["used_mib"], card["reserved_mib"], card["uuid"]) == (used, reserved, "GPU-1")
+
+
+@pytest.mark.parametrize(
+    ("taken", "says"),
+    [
+        ({"state": "no_driver", "message": "no driver.", "gpus": []}, "No GPU could be read: no driver."),
+        (sample(gpu(state="lost", message="fell off the bus.")), "fell off the bus"),
+        (sample(gpu(total_mib=None)), "its memory could not be read"),
+        (sample(gpu(used_mib=None)), "its memory could not be read"),
+    ],
+)
+def test_cards_that_cannot_be_read_are_not_zero(taken, says):
+    with pytest.raises(_plan.PlanError, match=says):
+        _plan.cards_read(taken)
+
+
+@pytest.mark.parametrize("card", [{"total_mib": 0}, {"total_mib": 100}, {"total_mib": 24564, "used_mib": 30000}, {"total_mib": 24564, "reserved_mib": -1}])
+def test_cards_that_are_none(card):
+    with pytest.raises(_plan.PlanError):
+        _plan.cards_given([card])
+
+
+def test_a_model_declared_twice_and_a_refused_setting():
+    with pytest.raises(_plan.PlanError, match="is declared 2 times"):
+        plan(wish(), wish())
+    with pytest.raises(_vram.VramError, match="needs flash attention"):
+        plan(wish(flash_attention=False))
