@@ -47,6 +47,8 @@ REAL = HERE.parent / "real"
 KNOWN = HERE / "known_digests.json"
 STANDIN_VERSIONS = ("0.32.15", "0.32.6")
 ASSET = "ollama-linux-amd64.tar.zst"
+LARGE = {"14b": "qwen3-14b-q4_K_M-library", "14b-q8_0": "qwen3-14b-q8_0"}
+"""Tag of qwen3 in the registry: shape that is published under it."""
 MEDIA = "application/vnd.ollama.image."
 BLOCK = 4 * 1024 * 1024
 
@@ -264,6 +266,16 @@ def model_file(shape: str, layers: int | None) -> dict:
     return {"path": path, **json.loads(facts.read_text(encoding="utf-8"))}
 
 
+def record_digests() -> None:
+    """Write known_digests.json anew for what shapes.py writes today."""
+    found = {}
+    for shape in LARGE.values():
+        file = model_file(shape, None)
+        with open(file["path"], "rb") as handle:
+            found[f"{hashlib.sha256(handle.read(file['header'])).hexdigest()}:{file['size']}"] = file["digest"]
+    write_if_changed(KNOWN, (json.dumps(found, indent=1, sort_keys=True) + "\n").encode())
+
+
 def describe(path: Path) -> dict:
     """Return the config of a model's image, read from its GGUF header as a server would."""
     sys.path.insert(0, str(HERE))
@@ -338,7 +350,7 @@ def make(root: Path, server: str = "auto", real_dir: str | None = None, shape: s
             shutil.rmtree(folder)
     layers = 2 if shape == "small" else None
     tiny = model_file(shapes().TINY, None)
-    large = {"14b": model_file("qwen3-14b-q4_K_M-library", layers), "14b-q8_0": model_file("qwen3-14b-q8_0", layers)}
+    large = {tag: model_file(name, layers) for tag, name in LARGE.items()}
     models = [publish(root, "qwen3", tag, file) for tag, file in large.items()]
     models.append(publish(root, "qwen3-tiny", "latest", tiny))
     models.append(publish(root, "qwen3-tiny", "next", tiny, template="{{ .System }} {{ .Prompt }}"))
@@ -363,6 +375,7 @@ def main(argv: list | None = None) -> int:
     parser.add_argument("--server", choices=("auto", "real", "standin"), default=os.environ.get("LAB_SERVER") or "auto")
     parser.add_argument("--real-dir", help="folder of VERSION/{bin,lib} instead of the cache of molecule/lab/real/build")
     parser.add_argument("--shape", choices=("full", "small"), default="full")
+    parser.add_argument("--record", action="store_true", help="write the digests of the full shapes to known_digests.json")
     parser.add_argument("--unpack", metavar="DIR", help="only write the stand-in as a release is unpacked: DIR/bin, DIR/lib")
     parser.add_argument("--version", default=STANDIN_VERSIONS[0], help="the version that --unpack stamps (%(default)s)")
     args = parser.parse_args(argv)
@@ -370,6 +383,9 @@ def main(argv: list | None = None) -> int:
     try:
         if args.unpack:
             unpack_standin(Path(args.unpack), args.version)
+            return 0
+        if args.record:
+            record_digests()
             return 0
         if args.root is None:
             parser.error("--root is missing")

@@ -649,24 +649,22 @@ def rewrite_gguf(source: Gguf, out_path: str, file_type: int | None = None) -> N
 
 def copy_sparse(source, out, at: int, to: int, length: int) -> None:
     """Copy a range of one open file into another, leaving holes as holes."""
-    end, position = at + length, at
+    end, position, handle = at + length, at, source.fileno()
     while position < end:
         try:
-            start = os.lseek(source.fileno(), position, os.SEEK_DATA)
+            start = os.lseek(handle, position, os.SEEK_DATA)
         except OSError:  # nothing but a hole from here on
             break
         if start >= end:
             break
-        stop = min(os.lseek(source.fileno(), start, os.SEEK_HOLE), end)
-        source.seek(start)
+        stop = min(os.lseek(handle, start, os.SEEK_HOLE), end)
         out.seek(to + start - at)
-        left = stop - start
-        while left:
-            block = source.read(min(left, MIB))
+        while start < stop:
+            block = os.pread(handle, min(stop - start, MIB), start)
             if not block:
                 break
             out.write(block)
-            left -= len(block)
+            start += len(block)
         position = stop
     out.flush()
     out.truncate(to + max(length, 0))
