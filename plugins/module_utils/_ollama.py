@@ -639,7 +639,7 @@ def registry_digest(name: str, insecure: bool = False, timeout: float = 10.0) ->
     url = f"{scheme}://{parts.host}/v2/{parts.namespace}/{parts.model}/manifests/{parts.tag}"
     request = urllib.request.Request(url, headers={"Accept": "application/vnd.docker.distribution.manifest.v2+json"})
     try:
-        with urllib.request.urlopen(request, timeout=timeout) as response:
+        with urllib.request.build_opener().open(request, timeout=timeout) as response:
             raw = response.read(4 * BLOCK + 1)
     except urllib.error.HTTPError as error:
         kind = "not_found" if error.code == 404 else "server"
