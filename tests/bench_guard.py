@@ -28,6 +28,8 @@ import sys
 import tempfile
 import threading
 
+import jinja2
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "vram_guard_bench.md"
 RUNS = 40
@@ -68,14 +70,6 @@ PS = {
 TELL = """\
 with open("/proc/self/status") as status, open({peak!r}, "w") as out:
     out.write(next(line for line in status if line.startswith("VmHWM")))
-"""
-
-PROGRAM = """\
-import sys
-sys.path += [{lib!r}, {site!r}]
-from gpufleet_llm._guard import main
-code = main(sys.argv[1:])
-{tell}sys.exit(code)
 """
 
 # The loop of the web, once through: ask nvidia-smi for the first card, compare with 20 GB.
@@ -134,21 +128,25 @@ def prepare(folder, port, tell):
     library = folder / "nvml"
     subprocess.run([str(ROOT / "molecule/lab/nvml/build.sh"), str(library)], check=True)
     lib = folder / "lib"
-    shutil.copytree(
-        ROOT / "roles/vram_guard/files/gpufleet_llm", lib / "gpufleet_llm", ignore=shutil.ignore_patterns("__pycache__")
-    )
+    shutil.copytree(ROOT / "roles/vram_guard/files/gpufleet_llm", lib / "gpufleet_llm", ignore=shutil.ignore_patterns("__pycache__"))
     compileall.compile_dir(lib, quiet=1)
     import pynvml
 
-    site = folder / "site"
-    site.mkdir()
+    site = folder / "venv" / "lib" / "python{}.{}".format(*sys.version_info) / "site-packages"
+    site.mkdir(parents=True)
     shutil.copy(pynvml.__file__, site)
     compileall.compile_dir(site, quiet=1)
     (folder / "state").write_text(STATE.format(pid=os.getpid()))
     config = {"port": port, "state_dir": str(folder), "plan_path": str(folder / "plan.json"), "metrics": True, "user": "root"}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "plan.json").write_text('{"models":[{"name":"qwen3:14b","total_mib":12500}]}')
-    (folder / "vram-guard").write_text(PROGRAM.format(lib=str(lib), site=str(site), tell=tell))
+    # The program itself, as the role's template makes it; it tells its peak right before it ends.
+    jinja = jinja2.Environment(autoescape=False)
+    jinja.filters["dirname"] = os.path.dirname
+    template = (ROOT / "roles/vram_guard/templates/vram-guard.j2").read_text(encoding="utf-8")
+    names = {"__vram_guard_lib": str(lib / "gpufleet_llm"), "__vram_guard_venv": str(folder / "venv")}
+    program = jinja.from_string(template).render(ansible_managed="", **names)
+    (folder / "vram-guard").write_text(program.replace("os._exit(code)", tell + "os._exit(code)"))
     environment = {"PATH": os.environ["PATH"], "LD_LIBRARY_PATH": str(library), "NVML_SIM_STATE": str(folder / "state")}
     return [
         sys.executable,
