@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Against a server: the lab's stand-in, or the one that GPUFLEET_TEST_OLLAMA names.
 
-GPUFLEET_EXAMPLES sets how many random declarations are made present twice (30 unless told).
+GPUFLEET_EXAMPLES sets how many random declarations are made present twice (15 unless told).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import threading
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -283,9 +284,7 @@ def test_loaded_unloaded_and_replaced_while_loaded(server, base):
 
 def test_an_alias_on_the_same_runner_counts_as_loaded(server, base):
     for name in ("one", "two", "other"):
-        run(
-            server, {"name": name, "from": base, "parameters": {"num_ctx": 320 if name != "other" else 330, "top_k": len(name)}}
-        )
+        run(server, {"name": name, "from": base, "parameters": {"num_ctx": 320 if name != "other" else 330, "top_k": len(name)}})
     client = _ollama.Client(server, timeout=60)
     client.generate_load("one:latest")
     store, ps = _ollama_model.Store(client), client.ps()
@@ -347,11 +346,7 @@ NUMBERS = {
     _modelfile.TEXTS: st.lists(TEXT.filter(bool), max_size=3),
 }
 ENTRIES = st.fixed_dictionaries(
-    {
-        "parameters": st.fixed_dictionaries(
-            {}, optional={name: NUMBERS[kind[0]] for name, kind in _modelfile.PARAMETERS.items()}
-        )
-    },
+    {"parameters": st.fixed_dictionaries({}, optional={name: NUMBERS[kind[0]] for name, kind in _modelfile.PARAMETERS.items()})},
     optional={
         # Balanced or none: the server refuses templates that do not parse.
         "template": TEXT.map(lambda text: text.replace("{", "").replace("}", "") + "{{ .Prompt }}"),
@@ -365,7 +360,7 @@ ENTRIES = st.fixed_dictionaries(
 
 
 @settings(
-    max_examples=int(os.environ.get("GPUFLEET_EXAMPLES", "30")),
+    max_examples=int(os.environ.get("GPUFLEET_EXAMPLES", "15")),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -559,3 +554,52 @@ def test_a_server_killed_in_the_middle_is_no_success():
     with scripted(*answers) as (url, _asked), pytest.raises(_ollama.OllamaError) as caught:
         run(url, {"name": "m"})
     assert caught.value.kind == "cut"
+
+
+# --- what a second run heals ---------------------------------------------------------------------------------------
+
+
+def test_a_run_that_was_cut_off_is_completed_by_the_next(tmp_path, monkeypatch):
+    path = tiny_gguf(tmp_path / "m.gguf")
+    entry = {"name": "cut", "gguf": path, "system": "x"}
+    create, calls = _ollama.Client.create, []
+
+    def cut(self, request):
+        calls.append(request["model"])
+        if len(calls) == 2:
+            raise _ollama.OllamaError("cut", "The server was killed.")
+        return create(self, request)
+
+    with ollama(tmp_path) as url:
+        monkeypatch.setattr(_ollama.Client, "create", cut)
+        with pytest.raises(_ollama.OllamaError, match="was killed"):
+            run(url, entry)
+        monkeypatch.undo()
+    assert [name.partition(".src-")[0] for name in calls] == ["cut:latest", "cut:latest"]
+    with ollama(tmp_path) as url:
+        done = run(url, entry)
+        assert done.actions == ["create cut:latest"]
+        assert done.bytes_uploaded == 0
+        assert not run(url, entry).changed
+
+
+def test_two_controllers_at_once_end_in_what_both_want(server, base):
+    entry = {"name": "both", "from": base, "parameters": {"num_ctx": 300, "top_k": 3}}
+    failures = []
+
+    def one():
+        for number in range(5):
+            try:
+                run(server, {**entry, "system": f"turn {number}"})
+            except (_ollama_model.ModelError, _ollama.OllamaError) as error:
+                failures.append(str(error))
+
+    threads = [threading.Thread(target=one) for _number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert all("another writer" in failure or "not found" in failure for failure in failures)
+    run(server, {**entry, "system": "turn 4"})
+    assert not run(server, {**entry, "system": "turn 4"}).changed
+    run(server, entry, state="absent")
