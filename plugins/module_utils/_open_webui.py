@@ -217,3 +217,31 @@ def put_function(client, function_id, observed, wanted):
 def delete_function(client, function_id):
     """Remove the function."""
     client.call("DELETE", "/api/v1/functions/id/" + urllib.parse.quote(function_id, safe="") + "/delete")
+
+
+# --- Settings ---
+
+
+def observe_config(client, keys):
+    """{key: value} of the dotted keys asked for; OpenWebuiError for a key that the server does not have: it would store it unread."""
+    held = client.call("GET", "/api/v1/configs/export")
+    unknown = sorted(key for key in keys if key not in held)
+    if unknown:
+        raise OpenWebuiError(f"Open WebUI has no setting {', '.join(unknown)}; GET /api/v1/configs/export names all.")
+    return {key: held[key] for key in keys}
+
+
+def as_held(held, value):
+    """The value in the server's own type: environments and inventories carry switches as text.
+
+    >>> as_held(True, "false"), as_held("false", "false"), as_held(True, 1)
+    (False, 'false', 1)
+    """
+    if isinstance(held, bool) and isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    return value
+
+
+def put_config(client, values):
+    """Change these settings and no other."""
+    client.call("POST", "/api/v1/configs/import", {"config": values})

@@ -50,10 +50,7 @@ def counts(database):
     """{table: rows} of the tables whose loss a user would notice; a table that is not there has None."""
     with reading(database) as connection:
         there = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        return {
-            name: connection.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0] if name in there else None
-            for name in COUNTED
-        }
+        return {name: connection.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0] if name in there else None for name in COUNTED}
 
 
 def missing(database, expected):
@@ -115,6 +112,8 @@ def create(data_dir, backup_dir, version, extra=(), now=time.time):
     copy = os.path.join(work, DATABASE)
     with reading(os.path.join(data_dir, DATABASE)) as source, contextlib.closing(sqlite3.connect(copy)) as target:
         source.backup(target)
+        # One file, whole in itself: the server turns the log on again when it opens the database.
+        target.execute("PRAGMA journal_mode=DELETE")
     os.chmod(copy, 0o600)
     for folder in FOLDERS:
         if os.path.isdir(os.path.join(data_dir, folder)):

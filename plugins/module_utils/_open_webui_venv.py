@@ -76,9 +76,7 @@ def python_version(python, run=subprocess.run):
     try:
         done = run([python, "-I", "-c", program], capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise VenvError(
-            f"{python} does not run ({error}); Python 3.11 or 3.12 was wanted. Correct open_webui_python."
-        ) from error
+        raise VenvError(f"{python} does not run ({error}); Python 3.11 or 3.12 was wanted. Correct open_webui_python.") from error
     match = re.match(r"(\d+) (\d+) (True|False)", done.stdout)
     if done.returncode or not match:
         said = done.stderr.strip()[-200:]
@@ -161,9 +159,7 @@ def alone(folder, wait_s=LOCK_WAIT_S, clock=time.monotonic, sleep=time.sleep):
                 break
             except OSError as error:
                 if clock() >= until:
-                    raise VenvError(
-                        f"Another installation has been at work in {folder} for {wait_s} s; wait until it ends or end it."
-                    ) from error
+                    raise VenvError(f"Another installation has been at work in {folder} for {wait_s} s; wait until it ends or end it.") from error
                 sleep(1)
         yield
     finally:

@@ -119,9 +119,7 @@ def main():
     except backup.BackupError as error:
         module.fail_json(msg=str(error))
     except OSError as error:
-        module.fail_json(
-            msg=f"{error.filename or asked['backup_dir']}: {error.strerror}; the copy is not complete and does not count."
-        )
+        module.fail_json(msg=f"{error.filename or asked['backup_dir']}: {error.strerror}; the copy is not complete and does not count.")
 
 
 def present(asked, check_mode):

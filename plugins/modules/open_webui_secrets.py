@@ -110,9 +110,7 @@ def main():
                 write(path + ".previous", text)
             write(path, environment_file(after))
     except OSError as error:
-        module.fail_json(
-            msg=f"{error.filename or path} cannot be read or written ({error.strerror}); the module needs to be root."
-        )
+        module.fail_json(msg=f"{error.filename or path} cannot be read or written ({error.strerror}); the module needs to be root.")
     result = {"changed": bool(told), "names_changed": told, "stale": stale(asked["pid"], after)}
     if told:
         result["diff"] = {

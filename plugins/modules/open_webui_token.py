@@ -118,9 +118,7 @@ def main():
         if module.check_mode and error.status is None:
             module.exit_json(changed=False, password_changed=False, token="", role=None, ready_s=None)
         module.fail_json(msg=str(error))
-    module.exit_json(
-        changed=changed, password_changed=changed, token=session["token"], role=session["role"], ready_s=round(ready_s, 1)
-    )
+    module.exit_json(changed=changed, password_changed=changed, token=session["token"], role=session["role"], ready_s=round(ready_s, 1))
 
 
 def sign_in(client, asked, check_mode):

@@ -126,12 +126,8 @@ def apply(asked, check_mode):
         result = _look(asked, wanted)
         if result["changed"]:
             if not result["ensurepip"]:
-                raise venv.VenvError(
-                    f"{asked['python']} has no ensurepip; install the package python{result['python_version']}-venv."
-                )
-            result["stamp"] = venv.build(
-                asked["path"], wanted, asked["python"], asked["requirements"], asked["uv_requirements"], asked["index_url"]
-            )
+                raise venv.VenvError(f"{asked['python']} has no ensurepip; install the package python{result['python_version']}-venv.")
+            result["stamp"] = venv.build(asked["path"], wanted, asked["python"], asked["requirements"], asked["uv_requirements"], asked["index_url"])
         return result
 
 

@@ -24,6 +24,7 @@ class State:
     def __init__(self):
         self.email, self.password, self.token = "admin@example.org", "a-good-password", "token-1"
         self.functions = {}
+        self.config = {"ui.enable_signup": False, "auth.jwt_expiry": "12h", "openai.api_keys": ["sk-hidden"]}
         self.sign_ins = 0
         self.mfa = False
         self.not_ready = 0
@@ -83,6 +84,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def functions(self, state, path, body):
         parts = path.split("/")[3:]
+        if parts == ["configs", "export"]:
+            return self.answer(200, state.config)
+        if parts == ["configs", "import"]:
+            state.config.update(body["config"])
+            return self.answer(200, state.config)
         if parts == ["functions", "export"]:
             return self.answer(200, list(state.functions.values()))
         if parts == ["functions", "create"]:

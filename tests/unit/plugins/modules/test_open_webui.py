@@ -14,6 +14,7 @@ from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.gpufleet.llm.plugins.modules import (
     open_webui_backup,
+    open_webui_config,
     open_webui_function,
     open_webui_secrets,
     open_webui_token,
@@ -55,12 +56,7 @@ def test_function_do_repeat_change_absent_repeat(call, server):
     made = call(open_webui_function, **options)
     assert made["changed"] and made["diff"] == predicted["diff"]
     held = state.functions["mine"]
-    assert (
-        held["is_active"]
-        and held["is_global"]
-        and held["valves"] == {"max_rounds": 6}
-        and "open_webui.utils" in held["content"]
-    )
+    assert held["is_active"] and held["is_global"] and held["valves"] == {"max_rounds": 6} and "open_webui.utils" in held["content"]
 
     state.calls.clear()
     again = call(open_webui_function, **options)
@@ -107,11 +103,33 @@ def test_function_refusals_say_why(call, server, options, said):
 
 
 def test_function_is_predicted_where_no_server_is(call):
-    result = call(
-        open_webui_function, check=True, url="http://127.0.0.1:9", token="", id="mine", name="M", content="pass", active=True
-    )
+    result = call(open_webui_function, check=True, url="http://127.0.0.1:9", token="", id="mine", name="M", content="pass", active=True)
     assert result["changed"] and "active: True" in result["diff"]["after"]
     assert call(open_webui_function, url="http://127.0.0.1:9", token="", id="mine", name="M", content="pass")["failed"]
+
+
+# --- open_webui_config ---
+
+
+def test_config_puts_back_what_the_page_changed_and_tells_nothing_else(call, server):
+    url, state = server
+    options = {"url": url, "token": state.token, "config": {"ui.enable_signup": "false", "auth.jwt_expiry": "12h"}}
+    assert not call(open_webui_config, **options)["changed"]
+    state.config["ui.enable_signup"] = True
+    assert call(open_webui_config, check=True, **options)["differences"] == ["ui.enable_signup"]
+    assert state.config["ui.enable_signup"] is True
+    result = call(open_webui_config, **options)
+    assert result["diff"] == {"before": "ui.enable_signup: True\n", "after": "ui.enable_signup: False\n"}
+    assert state.config["ui.enable_signup"] is False
+    assert "sk-hidden" not in json.dumps(result)
+    assert not call(open_webui_config, **options)["changed"]
+
+
+def test_config_refuses_keys_that_the_server_does_not_have(call, server):
+    url, state = server
+    result = call(open_webui_config, url=url, token=state.token, config={"ui.enable_history": True})
+    assert result["failed"]
+    assert "has no setting ui.enable_history" in result["msg"]
 
 
 # --- open_webui_token ---
@@ -140,9 +158,7 @@ def test_token_forgets_a_former_password_that_was_changed_already(call, server, 
     url, state = server
     former = tmp_path / "former"
     former.write_text("older")
-    assert not call(open_webui_token, url=url, email=state.email, password=state.password, former_password_file=str(former))[
-        "changed"
-    ]
+    assert not call(open_webui_token, url=url, email=state.email, password=state.password, former_password_file=str(former))["changed"]
     assert not former.exists()
 
 
@@ -150,19 +166,12 @@ def test_token_refusals_say_why_and_tell_no_secret(call, server):
     url, state = server
     options = {"url": url, "email": state.email}
     result = call(open_webui_token, **options, password="wrong-password-x")
-    assert (
-        result["failed"]
-        and "refused the password of admin@example.org" in result["msg"]
-        and "wrong-password-x" not in json.dumps(result)
-    )
+    assert result["failed"] and "refused the password of admin@example.org" in result["msg"] and "wrong-password-x" not in json.dumps(result)
     state.mfa = True
     assert "second factor" in call(open_webui_token, **options, password=state.password)["msg"]
     state.sign_ins = 15
     assert "15 sign-ins in 180 s" in call(open_webui_token, **options, password=state.password)["msg"]
-    assert (
-        "was not ready within 0 s"
-        in call(open_webui_token, url="http://127.0.0.1:9", email="a@b", password="x", wait_s=0)["msg"]
-    )
+    assert "was not ready within 0 s" in call(open_webui_token, url="http://127.0.0.1:9", email="a@b", password="x", wait_s=0)["msg"]
     assert call(open_webui_token, check=True, url="http://127.0.0.1:9", email="a@b", password="x")["token"] == ""
 
 
@@ -283,12 +292,8 @@ def test_venv_says_what_it_would_build_and_refuses_other_pythons(call, tmp_path)
     fake.chmod(0o755)
     options = {"path": str(tmp_path / "ow" / "0.12.4"), "version": "0.12.4", "uv_requirements": str(tmp_path / "uv.txt")}
     said = call(open_webui_venv, check=True, python=str(fake), **options)
-    assert (
-        said["changed"] and said["reason"] == "it is not there" and said["python_version"] == "3.11" and not said["ensurepip"]
-    )
+    assert said["changed"] and said["reason"] == "it is not there" and said["python_version"] == "3.11" and not said["ensurepip"]
     refused = call(open_webui_venv, python=str(fake), **options)
     assert refused["failed"] and "install the package python3.11-venv" in refused["msg"]
     fake.write_text("#!/bin/sh\necho 3 13 True\n")
-    assert (
-        "is Python 3.13; Open WebUI needs 3.11 or 3.12" in call(open_webui_venv, check=True, python=str(fake), **options)["msg"]
-    )
+    assert "is Python 3.13; Open WebUI needs 3.11 or 3.12" in call(open_webui_venv, check=True, python=str(fake), **options)["msg"]

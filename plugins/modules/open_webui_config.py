@@ -1,0 +1,91 @@
+#!/usr/bin/python
+
+# Copyright (c) 2026, gpufleet.llm maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: open_webui_config
+short_description: Declare settings of a running Open WebUI
+version_added: 0.1.0
+description:
+  - Compares settings by their dotted keys and changes those that differ; all others stay as they are.
+  - With C(ENABLE_PERSISTENT_CONFIG=false) a change lasts until the service restarts, which then takes the environment.
+  - Only keys that are asked for appear in the result, as the whole list holds secrets.
+author:
+  - The gpufleet.llm maintainers (@gpufleet)
+extends_documentation_fragment:
+  - gpufleet.llm.attributes
+  - gpufleet.llm.open_webui
+attributes:
+  check_mode:
+    support: full
+    details: Where Open WebUI does not answer, as on a host that has none yet, nothing is predicted.
+  diff_mode:
+    support: full
+options:
+  config:
+    description: >-
+      Dotted keys and their values, as C(GET /api/v1/configs/export) names them. A key that the server does not have
+      is refused; V(true) and V(false) as text are taken as switches where the server holds one.
+    type: dict
+    required: true
+"""
+
+EXAMPLES = r"""
+- name: Keep sign-up closed
+  gpufleet.llm.open_webui_config:
+    token: "{{ __session.token }}"
+    config:
+      ui.enable_signup: false
+"""
+
+RETURN = r"""
+differences:
+  description: Keys that were or would be changed.
+  type: list
+  elements: str
+  returned: always
+  sample: [ui.enable_signup]
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.gpufleet.llm.plugins.module_utils import _open_webui
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "url": {"type": "str", "default": "http://127.0.0.1:8080"},
+            "token": {"type": "str", "required": True, "no_log": True},
+            "timeout_s": {"type": "int", "default": 30},
+            "config": {"type": "dict", "required": True},
+        },
+        supports_check_mode=True,
+    )
+    asked = module.params
+    client = _open_webui.Client(asked["url"], asked["token"], asked["timeout_s"])
+    try:
+        module.exit_json(**apply(client, asked["config"], module.check_mode))
+    except _open_webui.OpenWebuiError as error:
+        if module.check_mode and error.status is None:
+            module.exit_json(changed=False, differences=[])
+        module.fail_json(msg=str(error))
+
+
+def apply(client, wanted, check_mode):
+    """Look, compare, act."""
+    observed = _open_webui.observe_config(client, wanted)
+    wanted = {key: _open_webui.as_held(observed[key], value) for key, value in wanted.items()}
+    differences = _open_webui.difference(observed, wanted)
+    if differences and not check_mode:
+        _open_webui.put_config(client, {key: wanted[key] for key in differences})
+    lines = {name: "".join(f"{key}: {values[key]}\n" for key in sorted(differences)) for name, values in (("before", observed), ("after", wanted))}
+    return {"changed": bool(differences), "differences": differences, "diff": lines}
+
+
+if __name__ == "__main__":
+    main()
