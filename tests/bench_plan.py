@@ -30,16 +30,26 @@ REPO = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPO / ".collections"), str(REPO / "molecule/lab/real")]
 
 import shapes  # noqa: E402
-from ansible_collections.gpufleet.llm.plugins.module_utils import _dry_run, _gguf, _plan, _vram  # noqa: E402
+
+from ansible_collections.gpufleet.llm.plugins.module_utils import _dry_run, _gguf, _vram  # noqa: E402
 
 CARD_MIB = 200000  # larger than any of the settings: a card that is too small is not what is measured here
 COLUMNS = ("shape", "context", "kv_cache_type", "slots", "ubatch", "flash_attention", "weights_mib", "kv_mib", "compute_mib")
 TERMS = ("weights_mib", "kv_mib", "compute_mib")
 REFERENCE = ("qwen3-14b-q4_K_M", "qwen3-14b-q4_K_M-library", "qwen3-14b-q8_0")
 OTHERS = (
-    "qwen3-4b-q4_K_M qwen3-8b-q8_0 qwen3-32b-q4_K_M qwen3-30b-a3b-q4_K_M llama3.1-8b-q8_0 llama3.2-3b-q4_K_M mistral-small-24b-q4_K_M"
-    " phi-4-q4_K_M gemma3-12b-q4_K_M gpt-oss-20b-mxfp4 deepseek-v2-lite-q4_K_M"
-).split()
+    "qwen3-4b-q4_K_M",
+    "qwen3-8b-q8_0",
+    "qwen3-32b-q4_K_M",
+    "qwen3-30b-a3b-q4_K_M",
+    "llama3.1-8b-q8_0",
+    "llama3.2-3b-q4_K_M",
+    "mistral-small-24b-q4_K_M",
+    "phi-4-q4_K_M",
+    "gemma3-12b-q4_K_M",
+    "gpt-oss-20b-mxfp4",
+    "deepseek-v2-lite-q4_K_M",
+)
 
 
 def settings(shape, quick=False):
@@ -197,7 +207,8 @@ def page(taken, made):
         lines += ["The engine itself refused, and so would a load:", ""]
         for one in taken["refused"]:
             context, kv_type, slots, ubatch, flash = one["setting"]
-            lines.append(f"* {one['shape']}, {context} tokens, {kv_type}, {slots} slots, batch {ubatch}, flash attention {'on' if flash else 'off'}: {one['why']}")
+            attention = f"flash attention {'on' if flash else 'off'}"
+            lines.append(f"* {one['shape']}, {context} tokens, {kv_type}, {slots} slots, batch {ubatch}, {attention}: {one['why']}")
         lines.append("")
     lines += [
         "Any other architecture is planned by the dry run; a plan that was made without it says so (`fits: null`, or `false` where the known terms",

@@ -16,6 +16,7 @@ on b10488. A table of any other form is refused, never guessed at.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import pwd
@@ -189,10 +190,8 @@ def _output(command, environment, identity):
             if not block or (at >= 0 and b"\n" in tail[at:]):
                 break
     finally:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         process.wait()
         process.stdout.close()
     return seen.decode("utf-8", "replace")

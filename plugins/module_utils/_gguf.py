@@ -182,10 +182,7 @@ class _Bytes:
         """A length, which cannot be more than what may still come."""
         count = self.take(width_code, width)
         if count > self.limit() - self.at:
-            raise GgufError(
-                f"{self.what} claims {count:,} more bytes at byte {self.at:,} of its header, more than it can have;"
-                " it is damaged or not a GGUF."
-            )
+            raise GgufError(f"{self.what} claims {count:,} more bytes at byte {self.at:,} of its header, more than it can have; it is damaged or not a GGUF.")
         return count
 
     def string(self, longest=None):
@@ -253,8 +250,7 @@ def _parse(source):
     magic = bytes(source.data[:4])
     if magic != b"GGUF":
         raise GgufError(
-            f"{source.what} is not a GGUF: it begins with {magic!r}, not b'GGUF'. Name a .gguf file"
-            " (safetensors and other formats have to be converted first)."
+            f"{source.what} is not a GGUF: it begins with {magic!r}, not b'GGUF'. Name a .gguf file (safetensors and other formats have to be converted first)."
         )
     source.at = 4
     version = source.take("I", 4)
@@ -265,8 +261,7 @@ def _parse(source):
     tensor_count, key_count = source.take("Q", 8), source.take("Q", 8)
     if tensor_count > MAX_TENSORS or key_count > MAX_KEYS:
         raise GgufError(
-            f"{source.what} claims {tensor_count:,} tensors and {key_count:,} keys; no model has more than"
-            f" {MAX_TENSORS:,} of either, so it is damaged."
+            f"{source.what} claims {tensor_count:,} tensors and {key_count:,} keys; no model has more than {MAX_TENSORS:,} of either, so it is damaged."
         )
     keys = {}
     for _index in range(key_count):
@@ -280,9 +275,7 @@ def _parse(source):
     tensors, data_bytes = _tensors(source, tensor_count, alignment)
     header_bytes = _padded(source.at, alignment)
     if source.total is not None and tensors and header_bytes + data_bytes > source.total + alignment:
-        raise GgufError(
-            f"{source.what} has {source.total:,} bytes where its tensors need {header_bytes + data_bytes:,}: it is cut short. Download it again."
-        )
+        raise GgufError(f"{source.what} has {source.total:,} bytes where its tensors need {header_bytes + data_bytes:,}: it is cut short. Download it again.")
     return {
         "source": source.what,
         "version": version,
@@ -319,9 +312,7 @@ def _tensors(source, count, alignment):
             raise GgufError(f"{source.what}, tensor '{name[:80]}': {error}") from error
         offset = source.take("Q", 8)
         if offset != expected:
-            raise GgufError(
-                f"{source.what} puts the tensor '{name[:80]}' at byte {offset:,} of its data, where byte {expected:,} is its place; it is damaged."
-            )
+            raise GgufError(f"{source.what} puts the tensor '{name[:80]}' at byte {offset:,} of its data, where byte {expected:,} is its place; it is damaged.")
         tensors.append({"name": name, "type": TYPES[number][0], "shape": shape, "bytes": size, "offset": offset})
         expected += _padded(size, alignment)
     return tensors, expected
@@ -401,8 +392,7 @@ def _open(url, headers, what, timeout):
 def _reason(reason):
     if isinstance(reason, ssl.SSLCertVerificationError):
         return (
-            f"its certificate is not trusted ({reason.verify_message}). Put the authority's certificate into this"
-            " host's trust store (update-ca-certificates)."
+            f"its certificate is not trusted ({reason.verify_message}). Put the authority's certificate into this host's trust store (update-ca-certificates)."
         )
     return f"{reason}. Check the address, the network and the proxy settings of this host."
 

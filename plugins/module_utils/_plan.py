@@ -35,7 +35,9 @@ DEFAULT_RESERVED_MIB = 354
 # What may change on a card between two runs without the written plan being another plan.
 UNSETTLED_MIB = 256
 
-QUANTISED_ENOUGH = frozenset("q4_k q4_0 q4_1 q3_k q2_k iq4_nl iq4_xs iq3_s iq3_xxs iq2_s iq2_xs iq2_xxs iq1_s iq1_m mxfp4 nvfp4".split())
+QUANTISED_ENOUGH = frozenset(
+    ["q4_k", "q4_0", "q4_1", "q3_k", "q2_k", "iq4_nl", "iq4_xs", "iq3_s", "iq3_xxs", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_s", "iq1_m", "mxfp4", "nvfp4"]
+)
 
 
 class PlanError(Exception):
@@ -77,8 +79,7 @@ def cards_read(sample, own_unit="ollama.service"):
     """
     if sample["state"] != "ok" or not sample["gpus"]:
         raise PlanError(
-            f"No GPU could be read: {sample['message'] or 'there is none.'} To plan for hardware that is not here, give gpus"
-            " (total_mib and name of each card)."
+            f"No GPU could be read: {sample['message'] or 'there is none.'} To plan for hardware that is not here, give gpus (total_mib and name of each card)."
         )
     made = []
     for gpu in sample["gpus"]:
@@ -144,10 +145,7 @@ def settle(wish, cards):
             f" Set num_ctx ≤ {context} or use a GGUF with YaRN metadata."
         )
     if shape["architecture"] in _vram.ONE_SLOT and slots > 1:
-        problems.append(
-            f"num_parallel={slots} is more than the one slot that Ollama gives to the architecture {shape['architecture']}."
-            " Set num_parallel to 1."
-        )
+        problems.append(f"num_parallel={slots} is more than the one slot that Ollama gives to the architecture {shape['architecture']}. Set num_parallel to 1.")
         slots = 1
     return {**wish, "shape": shape, "context": context, "capped_by": capped_by, "slots": slots, "problems": problems}
 
@@ -262,7 +260,9 @@ def _entry(wish, cards, budgets, build, dry_run):
         dry = dry_run(wish, used, formula["num_batch"])
         if "refused" in dry:
             if dry.get("loads") is False:
-                wish["problems"].append(f"{dry['refused']} Its load would fail the same way. Change its settings, or plan with method=formula if you know better.")
+                wish["problems"].append(
+                    f"{dry['refused']} Its load would fail the same way. Change its settings, or plan with method=formula if you know better."
+                )
             warnings.append(f"Model {wish['name']} was planned by formula: {dry['refused']}")
             dry = None
     if dry is not None:

@@ -47,16 +47,18 @@ DEFAULT_CONTEXTS = ((47 * 1024, 262144), (23 * 1024, 32768), (0, 4096))
 
 # Ollama gives these one slot, whatever is asked (server/sched.go).
 ONE_SLOT = frozenset(
-    "mllama qwen3vl qwen3vlmoe qwen35 qwen35moe qwen3next lfm2 lfm2moe nemotron_h nemotron_h_moe nemotron_h_omni".split()
+    ["mllama", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe", "qwen3next", "lfm2", "lfm2moe", "nemotron_h", "nemotron_h_moe", "nemotron_h_omni"]
 )
 
 # Tensors that llama.cpp keeps on the host: its input layer (llama-model.cpp, LLM_TENSOR_LAYER_INPUT).
 INPUT_TENSORS = frozenset(
-    "token_embd.weight per_layer_token_embd.weight position_embd.weight token_types.weight token_embd_norm.weight token_embd_norm.bias".split()
+    ["token_embd.weight", "per_layer_token_embd.weight", "position_embd.weight", "token_types.weight", "token_embd_norm.weight", "token_embd_norm.bias"]
 )
 
 # Architectures whose cache is one row of K and V per layer, KV head and token, and nothing else.
-PLAIN_CACHE = frozenset("llama mistral3 qwen2 qwen2moe qwen3 qwen3moe phi3 granite granitemoe olmoe starcoder2 gemma internlm2 smollm3".split())
+PLAIN_CACHE = frozenset(
+    ["llama", "mistral3", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "phi3", "granite", "granitemoe", "olmoe", "starcoder2", "gemma", "internlm2", "smollm3"]
+)
 
 # Every n-th layer sees the whole context, the others a window (llama_hparams::set_swa_pattern).
 WINDOW_PATTERN = {"gemma2": 2, "gemma3": 6, "gpt-oss": 2, "cohere2": 4}
@@ -65,8 +67,28 @@ WINDOW_PATTERN = {"gemma2": 2, "gemma3": 6, "gpt-oss": 2, "cohere2": 4}
 LATENT_CACHE = frozenset(["deepseek2"])
 
 RECURRENT = frozenset(
-    "mamba mamba2 jamba rwkv6 rwkv6qwen2 rwkv7 arwkv7 falcon-h1 lfm2 lfm2moe qwen3next qwen35 qwen35moe granitehybrid"
-    " nemotron_h nemotron_h_moe nemotron_h_omni plamo2 plamo3 kimi-linear".split()
+    [
+        "mamba",
+        "mamba2",
+        "jamba",
+        "rwkv6",
+        "rwkv6qwen2",
+        "rwkv7",
+        "arwkv7",
+        "falcon-h1",
+        "lfm2",
+        "lfm2moe",
+        "qwen3next",
+        "qwen35",
+        "qwen35moe",
+        "granitehybrid",
+        "nemotron_h",
+        "nemotron_h_moe",
+        "nemotron_h_omni",
+        "plamo2",
+        "plamo3",
+        "kimi-linear",
+    ]
 )
 
 
@@ -113,7 +135,7 @@ def describe(header):
             value = max((element for element in value if isinstance(element, int)), default=default)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or not 0 <= value < 1 << 40:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1 << 40:
             raise VramError(f"{header['source']} has {architecture}.{name}={str(value)[:40]}, which is no usable number; the file is damaged.")
         return int(value) if whole else value
 

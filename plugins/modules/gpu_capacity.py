@@ -422,9 +422,7 @@ def main():
     if asked["method"] == "dry_run" and plan["method"] != "dry_run":
         module.fail_json(msg=f"The dry run could not be had. {' '.join(plan['warnings'])}", plan=plan)
     result["plan"] = plan
-    result["sources"] = [
-        {"name": wish["name"], **{key: wish["header"][key] for key in ("source", "bytes_read", "requests", "file_bytes")}} for wish in wishes
-    ]
+    result["sources"] = [{"name": wish["name"], **{key: wish["header"][key] for key in ("source", "bytes_read", "requests", "file_bytes")}} for wish in wishes]
     for warning in plan["warnings"]:
         module.warn(warning)
     faults = plan["errors"] + plan["problems"]

@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+
 from ansible_collections.gpufleet.llm.plugins.module_utils import _dry_run, _gguf
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[3]))
@@ -83,7 +84,8 @@ def test_the_build_of_an_engine(text, path, build):
 
 def test_the_flags_are_those_of_ollama():
     assert " ".join(_dry_run.flags("/m", 1, WISH, 512)) == (
-        "--model /m --port 1 --host 127.0.0.1 --no-webui --offline -c 16384 -np 2 --log-verbosity 4 --no-log-prefix --no-log-timestamps --cache-type-k q8_0 --cache-type-v q8_0 --flash-attn on -b 512 -ub 512"
+        "--model /m --port 1 --host 127.0.0.1 --no-webui --offline -c 16384 -np 2 --log-verbosity 4 --no-log-prefix"
+        " --no-log-timestamps --cache-type-k q8_0 --cache-type-v q8_0 --flash-attn on -b 512 -ub 512"
     )
 
 
@@ -151,7 +153,10 @@ def test_no_engine_and_no_such_user(tmp_path, header):
             _dry_run.find(str(tmp_path), {}, "no-such-user")
 
 
-@pytest.mark.skipif(not list(pathlib.Path(os.environ.get("GPUFLEET_CACHE", "~/.cache/gpufleet")).expanduser().glob("real/*/lab/ggml-rpc-server")), reason="needs make real-server")
+@pytest.mark.skipif(
+    not list(pathlib.Path(os.environ.get("GPUFLEET_CACHE", "~/.cache/gpufleet")).expanduser().glob("real/*/lab/ggml-rpc-server")),
+    reason="needs make real-server",
+)
 @pytest.mark.parametrize("cards", [1, 2])
 def test_the_real_engine_still_speaks_this_form(cards):
     folder = bench_plan.engine_folder()

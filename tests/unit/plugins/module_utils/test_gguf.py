@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import os
@@ -14,10 +15,11 @@ import time
 import tracemalloc
 
 import pytest
-from ansible_collections.gpufleet.llm.plugins.module_utils import _gguf
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+
+from ansible_collections.gpufleet.llm.plugins.module_utils import _gguf
 
 KEYS = {
     "general.architecture": "qwen3",
@@ -166,10 +168,8 @@ def test_mutated_headers_end_in_a_header_or_an_error(tmp_path_factory, data):
 def test_any_bytes_after_the_magic_end_in_a_header_or_an_error(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "noise.gguf"
     place(path, b"GGUF\3\0\0\0" + data, 1 << 34)
-    try:
+    with contextlib.suppress(_gguf.GgufError):
         _gguf.read_file(str(path))
-    except _gguf.GgufError:
-        pass
 
 
 def claimed(kind, count):
@@ -230,10 +230,8 @@ class Web(http.server.BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         Web.sent += len(body)
-        try:
+        with contextlib.suppress(OSError):
             self.wfile.write(body)
-        except OSError:
-            pass
 
     def log_message(self, *_args):
         pass
@@ -316,13 +314,11 @@ def test_a_slow_server_is_given_up(web, monkeypatch):
         handler.send_response(206)
         handler.send_header("Content-Range", "bytes 0-65535/99999999")
         handler.end_headers()
-        try:
+        with contextlib.suppress(OSError):
             for _index in range(200):
                 handler.wfile.write(b"G")
                 handler.wfile.flush()
                 time.sleep(0.02)
-        except OSError:
-            pass
 
     monkeypatch.setattr(Web, "do_GET", trickle)
     started = time.monotonic()

@@ -9,6 +9,7 @@ import pathlib
 import sys
 
 import pytest
+
 from ansible_collections.gpufleet.llm.plugins.module_utils import _plan, _vram
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[3]))

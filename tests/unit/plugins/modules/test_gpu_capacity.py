@@ -16,6 +16,7 @@ from ansible.module_utils import basic
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[3]))
 
 import bench_plan  # noqa: E402
+
 from ansible_collections.gpufleet.llm.plugins.module_utils import _gguf  # noqa: E402
 from ansible_collections.gpufleet.llm.plugins.modules import gpu_capacity  # noqa: E402
 
