@@ -60,14 +60,31 @@ def load_config(path=CONFIG_PATH):
         raise GuardError(f"{path} cannot be read ({error}); the role vram_guard lays it down: run it again.") from error
     unknown = set(given) - set(CONFIG_DEFAULTS) | set(given.get("settings", {})) - set(policy.DEFAULTS)
     if unknown:
-        raise GuardError(
-            f"{path} has unknown keys {', '.join(sorted(unknown))}; the role vram_guard writes this file: run it again."
-        )
+        raise GuardError(f"{path} has unknown keys {', '.join(sorted(unknown))}; the role vram_guard writes this file: run it again.")
     config = dict(CONFIG_DEFAULTS, **given)
-    config["settings"] = dict(policy.DEFAULTS, **config["settings"])
+    config["settings"] = complete(config["settings"], policy.DEFAULTS, path)
     if config["mode"] not in ("dry_run", "act"):
         raise GuardError(f"{path} has mode {config['mode']!r}; dry_run or act was wanted.")
     return config
+
+
+def complete(given, defaults, path):
+    """The defaults overlaid by what is given, of the same kinds all the way down. Raises GuardError."""
+    settings = dict(defaults)
+    for key, value in given.items():
+        default = defaults.get(key)
+        if isinstance(default, dict) and isinstance(value, dict) and set(value) <= set(default):
+            settings[key] = complete(value, default, path)
+        elif (
+            isinstance(default, str)
+            and isinstance(value, str)
+            or (_is(value, float) and value >= 0 and not isinstance(default, (str, dict)))
+            or (value is None and default is None)
+        ):
+            settings[key] = value
+        else:
+            raise GuardError(f"{path} has {key} = {value!r}; something like {default!r} was wanted. Mend it in the inventory.")
+    return settings
 
 
 def clocks():
@@ -619,10 +636,7 @@ def journal_record(decision, sample, plan, mode, done, trouble, config):
         "nvml": sample["nvml"]["state"],
         "ollama": sample["ollama"]["state"],
         "plan": plan["state"],
-        "gpus": [
-            {"uuid": gpu["uuid"], "state": gpu["state"], "used_mib": gpu["used_mib"], "free_mib": gpu["free_mib"]}
-            for gpu in sample["gpus"]
-        ],
+        "gpus": [{"uuid": gpu["uuid"], "state": gpu["state"], "used_mib": gpu["used_mib"], "free_mib": gpu["free_mib"]} for gpu in sample["gpus"]],
         "models": [{"name": model["name"], "size_vram_mib": model["size_vram_mib"]} for model in sample["ollama"]["models"]],
         "alerts": decision["alerts"],
     }
@@ -692,9 +706,7 @@ def write_metrics(folder, history, summary, clock):
         "VRAM in use, without what driver and firmware reserve.",
         [({"uuid": gpu["uuid"]}, gpu["used_mib"] * MIB) for gpu in gpus],
     )
-    metric(
-        "gpu_memory_free_bytes", "gauge", "VRAM that is free.", [({"uuid": gpu["uuid"]}, gpu["free_mib"] * MIB) for gpu in gpus]
-    )
+    metric("gpu_memory_free_bytes", "gauge", "VRAM that is free.", [({"uuid": gpu["uuid"]}, gpu["free_mib"] * MIB) for gpu in gpus])
     planned = [({"model": name}, int(size * MIB)) for name, size in sorted(summary["plan"]["models"].items())]
     metric("model_memory_planned_bytes", "gauge", "VRAM that the serving plan gives a model.", planned)
     firing = {alert["rule"] for alert in record["alerts"]}
@@ -736,13 +748,9 @@ def checked_request(text, config, clock):
     if config["mode"] != "act":
         raise GuardError("A request came although the mode is dry_run; nothing was done.")
     if request["boot"] != clock["boot"] or not -1 <= age <= 60:
-        raise GuardError(
-            f"The request is {age:.0f} s old or of another boot; one of the last minute was wanted. Nothing was done."
-        )
+        raise GuardError(f"The request is {age:.0f} s old or of another boot; one of the last minute was wanted. Nothing was done.")
     if kind == "restart" and request["unit"] != config["settings"]["unit"]:
-        raise GuardError(
-            f"The request names {request['unit']!r}; only {config['settings']['unit']} may be restarted. Nothing was done."
-        )
+        raise GuardError(f"The request names {request['unit']!r}; only {config['settings']['unit']} may be restarted. Nothing was done.")
     if kind == "end" and not (_is(request["pid"], int) and request["pid"] > 1 and _is(request["start"], int)):
         raise GuardError("The request names no process; nothing was done.")
     return request
@@ -843,9 +851,7 @@ def act(config, clock=None, run=None):
         return end_process(request, config)
     done = (run or subprocess.run)(["systemctl", "restart", request["unit"]], timeout=300, check=False)
     if done.returncode:
-        raise GuardError(
-            f"systemctl restart {request['unit']} ended with {done.returncode}; `journalctl -u {request['unit']}` says why."
-        )
+        raise GuardError(f"systemctl restart {request['unit']} ended with {done.returncode}; `journalctl -u {request['unit']}` says why.")
     return f"{request['unit']} restarted"
 
 
@@ -863,8 +869,7 @@ def status_text(config, clock):
         return f"The books cannot be used: {trouble or 'nothing of the last tick in them'}; the next tick starts new ones."
     record, settings = last["record"], config["settings"]
     lines = [
-        f"vram-guard, {'acting' if config['mode'] == 'act' else 'dry run: it only says what it would do'}; "
-        f"looked {clock['wall'] - last['at']:.0f} s ago",
+        f"vram-guard, {'acting' if config['mode'] == 'act' else 'dry run: it only says what it would do'}; looked {clock['wall'] - last['at']:.0f} s ago",
         f"sources    nvml {last['nvml']['state']}, ollama {last['ollama']['state']} {last['ollama']['version'] or ''}, "
         f"plan {record['plan']}, kernel log {last['xids']}",
         "",
@@ -920,9 +925,7 @@ def lift_fence(config, clock):
     text = read_text(path)
     history, now, _step, trouble = parse_state(text, clock)
     if text is None or trouble:
-        raise GuardError(
-            f"There are no books to change ({trouble or 'vram-guard has not run yet'}); the next tick starts new ones."
-        )
+        raise GuardError(f"There are no books to change ({trouble or 'vram-guard has not run yet'}); the next tick starts new ones.")
     if not history["fence"]:
         return "There was no fence."
     owner = os.stat(config["state_dir"])

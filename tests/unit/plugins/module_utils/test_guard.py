@@ -134,7 +134,20 @@ def write_config(folder, **parts):
 def test_configuration_is_complete_and_known(tmp_path):
     config = _guard.load_config(write_config(tmp_path, settings={"debounce": 6}))
     assert (config["settings"]["debounce"], config["settings"]["growth_mib"], config["mode"]) == (6, 1024, "dry_run")
-    for wrong in ({"modus": "act"}, {"settings": {"debonce": 3}}, {"mode": "perhaps"}):
+    tuned = _guard.load_config(write_config(tmp_path, settings={"settle_s": {"restart": 90}, "limit_mib": None}))["settings"]
+    assert tuned["settle_s"] == {"unload": 30, "end": 30, "restart": 90, "fence": 0}
+    for wrong in (
+        {"modus": "act"},
+        {"settings": {"debonce": 3}},
+        {"mode": "perhaps"},
+        {"settings": {"idle_s": "long"}},
+        {"settings": {"idle_s": -1}},
+        {"settings": {"idle_s": None}},
+        {"settings": {"unit": 3}},
+        {"settings": {"settle_s": 3}},
+        {"settings": {"settle_s": {"dance": 3}}},
+        {"settings": {"budgets": {"restart": {"hour": True}}}},
+    ):
         with pytest.raises(_guard.GuardError):
             _guard.load_config(write_config(tmp_path, **wrong))
 
