@@ -27,9 +27,7 @@ PATIENCE_S = 420
 
 def sh(host, script, check=True, timeout=200):
     """Output of a shell script on the host."""
-    done = subprocess.run(
-        ["docker", "exec", "-i", host, "bash", "-c", script], capture_output=True, text=True, timeout=timeout, check=False
-    )
+    done = subprocess.run(["docker", "exec", "-i", host, "bash", "-c", script], capture_output=True, text=True, timeout=timeout, check=False)
     if check and done.returncode:
         raise RuntimeError(f"{script}: {done.returncode} {done.stdout} {done.stderr}")
     return done.stdout

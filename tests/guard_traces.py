@@ -296,11 +296,7 @@ def table():
         needless, missed = judged(trace["wants"], theirs)
         needless_sum += needless
         missed_sum += missed
-        ours = (
-            ", ".join(f"{action} at {now} s" for now, action, _rule in mine)
-            or "tells" * (trace["wants"] == "tell")
-            or "nothing"
-        )
+        ours = ", ".join(f"{action} at {now} s" for now, action, _rule in mine) or "tells" * (trace["wants"] == "tell") or "nothing"
         cells = [name, trace["about"].strip(), trace["wants"], ours, f"{len(theirs)}, {needless}", "yes" if missed else ""]
         lines.append(f"| {' | '.join(cells)} |")
     faults = sum(1 for trace in all_traces().values() if trace["wants"] != "nothing")

@@ -75,16 +75,18 @@ def complete(given, defaults, path):
         default = defaults.get(key)
         if isinstance(default, dict) and isinstance(value, dict) and set(value) <= set(default):
             settings[key] = complete(value, default, path)
-        elif (
-            isinstance(default, str)
-            and isinstance(value, str)
-            or (_is(value, float) and value >= 0 and not isinstance(default, (str, dict)))
-            or (value is None and default is None)
-        ):
+        elif _alike(value, default):
             settings[key] = value
         else:
             raise GuardError(f"{path} has {key} = {value!r}; something like {default!r} was wanted. Mend it in the inventory.")
     return settings
+
+
+def _alike(value, default):
+    """A text for a text, a number that is not negative for a number; None only where None is the default."""
+    if isinstance(default, (str, dict)):
+        return isinstance(default, str) and isinstance(value, str)
+    return (value is None and default is None) or (_is(value, float) and value >= 0)
 
 
 def clocks():

@@ -360,11 +360,7 @@ def _assign(runners, present, listed, settings):
 
 def _closest(candidates, free, runners, present, settings):
     """(runner, model, whether no other pair comes close): the pair whose sizes agree best."""
-    pairs = sorted(
-        (_distance(runners[key], len(present[key]["gpus"]), model, settings), key, name)
-        for key in candidates
-        for name, model in free.items()
-    )
+    pairs = sorted((_distance(runners[key], len(present[key]["gpus"]), model, settings), key, name) for key in candidates for name, model in free.items())
     best, key, name = pairs[0]
     rivals = [pair for pair in pairs[1:] if (pair[1] == key) != (pair[2] == name) and pair[0] - best < 256]
     return key, name, best < 2048 and not rivals
@@ -571,12 +567,7 @@ def steady_growth(trend, settings):
     medians = [_median(values[:third]), _median(values[third:-third]), _median(values[-third:])]
     if min(medians[1] - medians[0], medians[2] - medians[1]) < grown / 6:
         return None
-    slopes = [
-        (later[1] - earlier[1]) / (later[0] - earlier[0])
-        for index, earlier in enumerate(trend)
-        for later in trend[index + 1 :]
-        if later[0] > earlier[0]
-    ]
+    slopes = [(later[1] - earlier[1]) / (later[0] - earlier[0]) for index, earlier in enumerate(trend) for later in trend[index + 1 :] if later[0] > earlier[0]]
     rate = _median(slopes) * HOUR
     return rate if rate > settings["leak_mib_per_hour"] else None
 
@@ -665,11 +656,7 @@ def _settling(acts, settings, now):
 def held(history, settings):
     """The streaks that have lasted long enough to be believed, in the order of RULES."""
     order = list(RULES)
-    streaks = [
-        streak
-        for streak in history["streaks"].values()
-        if streak["count"] >= RULES[streak["rule"]].get("debounce", settings["debounce"])
-    ]
+    streaks = [streak for streak in history["streaks"].values() if streak["count"] >= RULES[streak["rule"]].get("debounce", settings["debounce"])]
     return sorted(streaks, key=lambda streak: (order.index(streak["rule"]), streak["since"], streak["subject"]))
 
 
@@ -768,9 +755,7 @@ def _consider(history, plan, streak, budget, now, settings, quiet):
             rung += 1
             continue
         if kind == "fence":
-            return _act(
-                quiet, streak, "fence", rung, {}, f"{streak['rule']}: what was tried did not help, or its budget is spent"
-            )
+            return _act(quiet, streak, "fence", rung, {}, f"{streak['rule']}: what was tried did not help, or its budget is spent")
         if not allowed(kind, budget, now):
             rung += 1
             continue
@@ -813,11 +798,7 @@ def _in_use(name, history, settings, now):
     """Whether a model worked within idle_s: its expiry moved, its runner used CPU time, or its card computed."""
     if now - history["models"].get(name, {"used": now})["used"] < settings["idle_s"]:
         return True
-    return any(
-        now - record["busy"] < settings["idle_s"]
-        for record in history["runners"].values()
-        if (record["model"] or "").rpartition("@")[0] == name
-    )
+    return any(now - record["busy"] < settings["idle_s"] for record in history["runners"].values() if (record["model"] or "").rpartition("@")[0] == name)
 
 
 def _when_idle(history, streak, kind, rung, target, settings, now, quiet):

@@ -119,9 +119,7 @@ def run(story, plan=PLAN, options=DEFAULTS, mode="act"):
 def test_never_acts_on_what_it_cannot_read(story):
     for _now, sample, decision in run(story):
         unreadable = (
-            sample["nvml"]["state"] != "ok"
-            or sample["ollama"]["state"] != "ok"
-            or any(gpu["state"] != "ok" or gpu["recovery"] for gpu in sample["gpus"])
+            sample["nvml"]["state"] != "ok" or sample["ollama"]["state"] != "ok" or any(gpu["state"] != "ok" or gpu["recovery"] for gpu in sample["gpus"])
         )
         if unreadable:
             assert decision["action"] not in TOUCHES_OLLAMA
@@ -197,9 +195,7 @@ def test_never_restarts_while_plan_and_server_explain_the_use(parts, plan):
                         "expires_in_s": 300.0,
                     }
                 )
-                running.append(
-                    {"pid": pid, "start": pid, "gpu": "A", "used_mib": vram + 457 + 32 + extra, "unit": "ollama.service"}
-                )
+                running.append({"pid": pid, "start": pid, "gpu": "A", "used_mib": vram + 457 + 32 + extra, "unit": "ollama.service"})
         pids = [next((one["pid"] - base for one in running if one["pid"] // 100 == base // 100), 0) for base in (100, 200)]
         for one in running:
             one.update(kind="runner", uid_ok=True, ppid=50, age_s=50.0, cpu_s=1.0, proc_state="S", health="ok")
@@ -218,9 +214,7 @@ def test_never_restarts_while_plan_and_server_explain_the_use(parts, plan):
     # A steady growth is worth an unload before it leaves the tolerance; nothing else is worth anything here.
     done = {(one["action"], one["rule"]) for _now, _sample, one in decisions if one["action"] not in ("none", "alert", "wait")}
     assert done <= {("unload", "leak")}
-    assert not [
-        alert for _now, _sample, one in decisions for alert in one["alerts"] if alert["rule"] in ("growth", "trapped", "orphan")
-    ]
+    assert not [alert for _now, _sample, one in decisions for alert in one["alerts"] if alert["rule"] in ("growth", "trapped", "orphan")]
 
 
 def test_a_dry_run_decides_as_act_mode_does_and_puts_up_no_fence():
@@ -263,9 +257,7 @@ def test_a_dry_run_decides_as_act_mode_does_and_puts_up_no_fence():
 
 
 def test_a_change_of_mode_starts_with_clean_books():
-    history = dict(
-        _guard_policy.fresh(), mode="dry_run", spent=[[0.0, "restart"]], fence={"since": 0.0, "rule": "x", "why": "y"}
-    )
+    history = dict(_guard_policy.fresh(), mode="dry_run", spent=[[0.0, "restart"]], fence={"since": 0.0, "rule": "x", "why": "y"})
     changed = _guard_policy.change_mode(history, "act")
     assert (changed["spent"], changed["fence"], changed["mode"]) == ([], None, "act")
     assert _guard_policy.change_mode(changed, "act") is changed
