@@ -603,3 +603,16 @@ def test_two_controllers_at_once_end_in_what_both_want(server, base):
     run(server, {**entry, "system": "turn 4"})
     assert not run(server, {**entry, "system": "turn 4"}).changed
     run(server, entry, state="absent")
+
+
+def test_adapters_of_the_base_stay_and_one_is_added():
+    text = f"FROM /x/sha256-{'b' * 64}\nADAPTER /x/sha256-{'c' * 64}\nTEMPLATE x\n"
+    base = _ollama_model.observe(show(modelfile=text))
+    assert base["adapters"] == ["c" * 64]
+    declared = _ollama_model.declare({"name": "a", "from": "b", "adapter": "/lora.gguf"})
+    want = _ollama_model.wanted(declared, "b", base, "a" * 64)
+    assert want["adapters"] == ["a" * 64, "c" * 64]
+    have = {**want, "adapters": ["a" * 64]}
+    assert _ollama_model.difference(have, want) == ["adapters"]
+    request = _ollama_model.create_request(declared, "a", "b", "a" * 64)
+    assert request == {"model": "a", "from": "b", "adapters": {"adapter.gguf": f"sha256:{'a' * 64}"}}
