@@ -43,9 +43,9 @@ VARIANTS = ("cuda_v13", "cuda_v12")
 
 _SELF = r"\s*(?P<self>\d+)\s*=\s*(?P<model>\d+)\s*\+\s*(?P<context>\d+)\s*\+\s*(?P<compute>\d+)"
 _DEVICE = re.compile(r"\|\s+- (?P<name>\S+) \(.*\)\s*\|\s*(?P<total>\d+)\s*=\s*(?P<free>\d+)\s*\+\s*\(" + _SELF + r"\)\s*\+\s*-?\d+\s*\|")
-_HOST = re.compile(r"\|\s+- Host\s*\|" + _SELF + r"\s*\|")
+_HOST = re.compile(r"\|\s+- (?:Host|CPU\S*)\s*\|" + _SELF + r"\s*\|")
 _PROJECTED = re.compile(r"projected to use (\d+) MiB of device memory vs\. (\d+) MiB of free device memory")
-_FAILED = re.compile(r"(?:GGML_ASSERT|ggml[^\s:]*:\d+: fatal error|error loading model|failed to load model|error: |exiting due to)[^\n]*")
+_FAILED = re.compile(r"(?:GGML_ASSERT|ggml[^\s:]*:\d+: fatal error|error loading model|failed to load model|exiting due to model)[^\n]*")
 
 
 class DryRunError(Exception):
@@ -201,6 +201,8 @@ def parse(text):
     """The terms of the first projection in the engine's output, or {"refused": why}, with "loads": False where it ended by an error."""
     projected = _PROJECTED.search(text)
     if not projected:
+        if re.search(r"projected to use \d+ MiB of host memory", text):
+            return {"refused": "the engine found no GPU."}
         failed = _FAILED.search(text)
         if failed:
             return {"refused": f"the engine does not load it: {failed[0].strip()[:200]}.", "loads": False}
@@ -208,9 +210,9 @@ def parse(text):
     before = text[: projected.start()]
     table = before[before.rfind("memory breakdown [MiB]") :] if "memory breakdown [MiB]" in before else ""
     devices = [{key: int(value) for key, value in found.groupdict().items() if key != "name"} for found in _DEVICE.finditer(table)]
-    host = _HOST.search(table)
-    lines = table.count("common_memory_breakdown_print: |   - ") or len(re.findall(r"\|\s+- ", table))
-    if not devices or not host or lines != len(devices) + 1:
+    hosts = [int(found["self"]) for found in _HOST.finditer(table)]
+    lines = len(re.findall(r"\|\s+- ", table))
+    if not devices or not hosts or lines != len(devices) + len(hosts):
         return {"refused": "the engine's table of memory has a form that is not known."}
     uneven = [one for one in devices if abs(one["self"] - one["model"] - one["context"] - one["compute"]) > 2]
     if uneven or abs(sum(one["self"] for one in devices) - int(projected[1])) > len(devices):
@@ -219,6 +221,6 @@ def parse(text):
         "weights_mib": sum(one["model"] for one in devices),
         "kv_mib": sum(one["context"] for one in devices),
         "compute_mib": sum(one["compute"] for one in devices),
-        "host_mib": int(host["self"]),
+        "host_mib": sum(hosts),
         "per_card_mib": [one["self"] for one in devices],
     }

@@ -36,6 +36,16 @@ def test_one_card():
     assert said == {"weights_mib": 14177, "kv_mib": 10240, "compute_mib": 196, "host_mib": 872, "per_card_mib": [24613]}
 
 
+def test_no_card():
+    said = _dry_run.parse(HEAD + HOST + "common_params_fit_impl: projected to use 872 MiB of host memory vs. 24105 MiB of total host memory\n")
+    assert said == {"refused": "the engine found no GPU."}
+
+
+def test_a_port_that_was_taken_says_nothing_of_the_model():
+    said = _dry_run.parse("srv start: couldn't bind HTTP server socket\nsrv llama_server: exiting due to HTTP server error\n")
+    assert "refused" in said and "loads" not in said
+
+
 def test_two_cards():
     said = _dry_run.parse(HEAD + TWO + HOST + PROJECTED)
     assert (said["weights_mib"], said["kv_mib"], said["compute_mib"], said["per_card_mib"]) == (14177, 10240, 196, [12306, 12307])
