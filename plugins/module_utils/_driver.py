@@ -108,9 +108,7 @@ def installed_kernels(root, running):
     found = {}
     for name in sorted(_listdir(folder)):
         has_modules = os.path.exists(os.path.join(folder, name, "modules.dep"))
-        image = any(
-            os.path.exists(os.path.join(root, path)) for path in (f"boot/vmlinuz-{name}", f"lib/modules/{name}/vmlinuz")
-        )
+        image = any(os.path.exists(os.path.join(root, path)) for path in (f"boot/vmlinuz-{name}", f"lib/modules/{name}/vmlinuz"))
         if has_modules or image:
             found[name] = image
     if not any(found.values()):
@@ -380,10 +378,7 @@ def reboot(observed):
     elif not loaded and observed["nouveau_loaded"] and disk:
         reason = f"nouveau holds the card; the module nvidia {disk} can load after a reboot without it."
     elif not loaded and not disk and coming and coming["version"]:
-        reason = (
-            f"The running kernel {observed['running_kernel']} has no module nvidia, "
-            f"{coming['kernel']}, which boots next, has {coming['version']}."
-        )
+        reason = f"The running kernel {observed['running_kernel']} has no module nvidia, {coming['kernel']}, which boots next, has {coming['version']}."
     blocked = _blocked(observed, coming)
     return {"needed": reason is not None, "reason": reason, "safe": blocked is None, "blocked_by": blocked}
 
@@ -456,8 +451,7 @@ def _platform(distribution):
         told = " ".join(part for part in (distribution["id"], version) if part) or "an unknown system"
         yield _problem(
             "platform",
-            f"This host runs {told}; wanted is Debian 12 or 13, or Ubuntu 22.04, 24.04 or 26.04. "
-            f"Install one of these, or leave this host out of the play.",
+            f"This host runs {told}; wanted is Debian 12 or 13, or Ubuntu 22.04, 24.04 or 26.04. Install one of these, or leave this host out of the play.",
         )
 
 
@@ -506,8 +500,7 @@ def _differing(expected_gpus, gpus, state):
     if left or not all(matches):
         yield _problem(
             "gpus_differ",
-            f"GPUs found: {found}; the inventory wants {wanted}. "
-            f"Look for a lost or unseated card, or correct cuda_expected_gpus.",
+            f"GPUs found: {found}; the inventory wants {wanted}. Look for a lost or unseated card, or correct cuda_expected_gpus.",
         )
 
 

@@ -97,8 +97,7 @@ STATES = {
 
 MESSAGES = {
     "no_library": (
-        "libnvidia-ml.so.1 was not found, so the NVIDIA driver's libraries are not installed; "
-        "install the driver, or set ollama_gpu_required to false."
+        "libnvidia-ml.so.1 was not found, so the NVIDIA driver's libraries are not installed; install the driver, or set ollama_gpu_required to false."
     ),
     "no_driver": (
         "The NVIDIA library is installed, but the kernel module nvidia is not loaded; "
@@ -108,10 +107,7 @@ MESSAGES = {
         "The NVIDIA library and the loaded kernel module are of different versions, as after an upgrade without "
         "a reboot: no new process can use the GPU; reboot, or unload and load the nvidia modules."
     ),
-    "no_permission": (
-        "The NVIDIA library was refused access to the device files; run as root or as a member of the group "
-        "that NVreg_DeviceFileGID names."
-    ),
+    "no_permission": ("The NVIDIA library was refused access to the device files; run as root or as a member of the group that NVreg_DeviceFileGID names."),
     "no_gpu": "The NVIDIA driver is loaded and answers, but it drives no GPU; look for the card in lspci and dmesg.",
 }
 
@@ -286,9 +282,7 @@ def _answered(answer):
 
 def _failed(answer, code, text):
     state = STATES.get(code, "error")
-    message = MESSAGES.get(state) or (
-        f"NVML failed with code {code} ({text}); look into the kernel log for lines of NVRM and Xid."
-    )
+    message = MESSAGES.get(state) or (f"NVML failed with code {code} ({text}); look into the kernel log for lines of NVRM and Xid.")
     answer.update(state=state, message=message, code=code, gpus=[])
     return answer
 
@@ -478,9 +472,7 @@ def describe_process(pid, proc="/proc"):
     with contextlib.suppress(OSError):
         found["exe"] = os.readlink(os.path.join(folder, "exe"))
     found["age_s"] = _age_s(_read_file(os.path.join(folder, "stat")), _read_file(os.path.join(proc, "uptime")))
-    found["unit"] = unit_of(
-        _read_file(os.path.join(folder, "cgroup")) or "", _read_file(os.path.join(proc, "1", "cgroup")) or ""
-    )
+    found["unit"] = unit_of(_read_file(os.path.join(folder, "cgroup")) or "", _read_file(os.path.join(proc, "1", "cgroup")) or "")
     return found
 
 

@@ -141,9 +141,7 @@ class Daemon:
         return subprocess.Popen([sys.executable, "-I", SCRIPT, *words], env=self.environment, stdout=subprocess.PIPE, text=True)
 
     def set(self, *words):
-        return subprocess.run(
-            [sys.executable, "-I", SCRIPT, *words], env=self.environment, capture_output=True, text=True, check=False
-        )
+        return subprocess.run([sys.executable, "-I", SCRIPT, *words], env=self.environment, capture_output=True, text=True, check=False)
 
     def lines(self):
         return self.state.read_text().splitlines()
@@ -190,10 +188,28 @@ def test_a_broken_card_file_leaves_the_card_as_it_was(daemon):
     before = daemon.lines()[1:]
     daemon.card.write_text("{")
     time.sleep(2 * lab_card.PERIOD_S)
-    assert [line for line in daemon.lines()[1:] if line.startswith(("gpu", "uuid"))] == [
-        line for line in before if line.startswith(("gpu", "uuid"))
-    ]
+    assert [line for line in daemon.lines()[1:] if line.startswith(("gpu", "uuid"))] == [line for line in before if line.startswith(("gpu", "uuid"))]
     assert daemon.process.poll() is None
+
+
+def test_what_a_process_holds_is_read_again_when_its_size_changes(tmp_path):
+    folder = tmp_path / "10"
+    folder.mkdir()
+
+    def process(size, start, maps):
+        (folder / "stat").write_text(f"10 (runner) S {'0 ' * 18}{start} {size} 100 0\n")
+        (folder / "maps").write_text(maps)
+
+    held = "7f0000000000-7f0040000000 ---p 00000000 00:06 4                          /dev/zero\n"
+    watcher = lab_card.Watcher(str(tmp_path))
+    process(1000, 5, "")
+    assert watcher.look([24210]) == [([], 0)]
+    process(1000, 5, held)  # of the same size: not looked at
+    assert watcher.look([24210]) == [([], 0)]
+    process(2000, 5, held)
+    assert watcher.look([24210]) == [([(10, 1024)], 0)]
+    process(2000, 9, "")  # another process that got the same pid
+    assert watcher.look([24210]) == [([], 0)]
 
 
 def test_rpc_servers_are_cards(tmp_path):

@@ -204,9 +204,7 @@ def test_built_and_not_installed(tree, tmp_path):
         (["make[1]: *** [Makefile:255] Error 2"], "make[1]: *** [Makefile:255] Error 2"),
     ],
 )
-@pytest.mark.parametrize(
-    "head", ["DKMS make.log for nvidia-550 for kernel", "DKMS (dkms-3.2.2) make.log for nvidia/550 for kernel"]
-)
+@pytest.mark.parametrize("head", ["DKMS make.log for nvidia-550 for kernel", "DKMS (dkms-3.2.2) make.log for nvidia/550 for kernel"])
 def test_the_first_error_of_a_build_log(head, lines, error):
     log = "\n".join([f"{head} {NEW} (x86_64)", *lines])
     assert _driver.first_build_error(log) == (NEW, error)
@@ -262,6 +260,13 @@ def test_upgraded_and_not_reloaded(tree):
     assert "580.126.09" in wanted["reason"]
     assert wanted["safe"] is True
     assert codes(seen, taken("mismatch")) == ["mismatch", "reboot_needed"]
+
+
+def test_only_the_module_on_disk_is_newer(tree):
+    wanted = _driver.reboot(tree("--driver", "580.95.05", "--on-disk", "580.126.09", "--library", "580.95.05"))
+    assert wanted["needed"] is True
+    assert "on disk" in wanted["reason"]
+    assert wanted["safe"] is False  # it would load a module that the library does not fit
 
 
 def test_only_the_library_is_newer(tree):
@@ -364,6 +369,13 @@ def test_other_gpus_than_declared(tree, expected, differs):
     assert [problem["code"] for problem in problems] == (["gpus_differ"] if differs else [])
     if differs:
         assert "2 x NVIDIA GeForce RTX 4090" in problems[0]["message"]
+
+
+def test_a_card_that_nobody_declared(tree):
+    sample = taken(gpus=2)
+    sample["gpus"][1]["name"] = "NVIDIA A100 80GB PCIe"
+    assert codes(tree(), sample, expected_gpus=[{"name": "4090", "count": 1}]) == ["gpus_differ"]
+    assert codes(tree(), sample, expected_gpus=[{"name": "4090", "count": 1}, {"name": "a100", "count": 1}]) == []
 
 
 def test_a_lost_card_is_told_and_missed(tree):

@@ -53,9 +53,7 @@ def fake(**functions):
         "nvmlDeviceGetName": b"NVIDIA GeForce RTX 4090",
         "nvmlDeviceGetPciInfo": types.SimpleNamespace(busId=b"00000000:01:00.0"),
         "nvmlDeviceGetCudaComputeCapability": (8, 9),
-        "nvmlDeviceGetMemoryInfo": types.SimpleNamespace(
-            total=24564 * MIB, reserved=354 * MIB, used=1000 * MIB, free=23210 * MIB
-        ),
+        "nvmlDeviceGetMemoryInfo": types.SimpleNamespace(total=24564 * MIB, reserved=354 * MIB, used=1000 * MIB, free=23210 * MIB),
         "nvmlDeviceGetComputeRunningProcesses": [],
         "nvmlDeviceGetGraphicsRunningProcesses": [],
     }
@@ -259,9 +257,7 @@ def test_an_older_nvidia_smi_lacks_fields():
     assert len(run.asked) == 4  # two refusals, the answer, the processes
 
 
-@pytest.mark.parametrize(
-    ("code", "state"), [(9, "no_driver"), (12, "no_library"), (18, "mismatch"), (4, "no_permission"), (255, "error")]
-)
+@pytest.mark.parametrize(("code", "state"), [(9, "no_driver"), (12, "no_library"), (18, "mismatch"), (4, "no_permission"), (255, "error")])
 def test_nvidia_smi_exits_with_the_code_of_nvml(code, state):
     taken = _nvml.read_smi(smi(["NVIDIA-SMI has failed"], code=code), "/nowhere")
     assert (taken["state"], taken["gpus"]) == (state, [])

@@ -79,9 +79,7 @@ def test_a_well_host(host):
     assert answer["changed"] is False
     assert (answer["state"], answer["source"], answer["problems"]) == ("ok", "pynvml", [])
     assert answer["gpus"][0]["free_mib"] == 23210
-    assert [(entry["pid"], entry["used_mib"], entry["gpu_uuid"]) for entry in answer["processes"]] == [
-        (os.getpid(), 900, "GPU-a")
-    ]
+    assert [(entry["pid"], entry["used_mib"], entry["gpu_uuid"]) for entry in answer["processes"]] == [(os.getpid(), 900, "GPU-a")]
     assert answer["driver"]["loaded_version"] == "580.126.09"
     assert answer["driver"]["ollama"]["libraries"] == ["cuda_v12", "cuda_v13"]
     assert answer["client"]["nvidia_ml_py"] is not None
