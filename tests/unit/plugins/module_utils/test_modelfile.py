@@ -7,9 +7,10 @@ from __future__ import annotations
 import time
 
 import pytest
-from ansible_collections.gpufleet.llm.plugins.module_utils import _modelfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from ansible_collections.gpufleet.llm.plugins.module_utils import _modelfile
 
 WHOLE = '''# A comment
 from qwen3:14b

@@ -591,15 +591,18 @@ def test_two_controllers_at_once_end_in_what_both_want(server, base):
         for number in range(5):
             try:
                 run(server, {**entry, "system": f"turn {number}"})
-            except (_ollama_model.ModelError, _ollama.OllamaError) as error:
+            except _ollama_model.ModelError as error:
                 failures.append(str(error))
+            except _ollama.OllamaError as error:
+                # A manifest that the other one is just writing cannot be read: HTTP 500.
+                failures.append(error.kind)
 
     threads = [threading.Thread(target=one) for _number in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert all("another writer" in failure or "not found" in failure for failure in failures)
+    assert [failure for failure in failures if "another writer" not in failure and failure not in ("server", "not_found")] == []
     run(server, {**entry, "system": "turn 4"})
     assert not run(server, {**entry, "system": "turn 4"}).changed
     run(server, entry, state="absent")
