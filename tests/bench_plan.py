@@ -9,7 +9,7 @@ buffer by formula and by dry run, over contexts, cache types, slots and batches.
 writes docs/plan_accuracy.md and docs/plan_accuracy.json (every figure; the unit tests hold the formula against it
 on machines without the engine). Exits 1 where a term is off by more than issue 12 allows.
 
-Needs the real server (`make real-server`). Takes about six minutes for everything, 20 s with --quick.
+Needs the real server (`make real-server`). Takes ten minutes on an idle machine, 20 s with --quick.
 """
 
 from __future__ import annotations
@@ -203,13 +203,11 @@ def page(taken, made):
             f" | {one['unknown'] or '-'} | {first} | {one['source']} |"
         )
     lines += ["", "Dry run only: settings whose compute buffer the formula does not claim to know (MLA without flash attention).", ""]
-    if taken["refused"]:
-        lines += ["The engine itself refused, and so would a load:", ""]
-        for one in taken["refused"]:
-            context, kv_type, slots, ubatch, flash = one["setting"]
-            attention = f"flash attention {'on' if flash else 'off'}"
-            lines.append(f"* {one['shape']}, {context} tokens, {kv_type}, {slots} slots, batch {ubatch}, {attention}: {one['why']}")
-        lines.append("")
+    for shape, why in sorted({(one["shape"], one["why"]) for one in taken["refused"]}):
+        mine = [one["setting"] for one in taken["refused"] if (one["shape"], one["why"]) == (shape, why)]
+        slots = sorted({setting[2] for setting in mine})
+        types = sorted({setting[1] for setting in mine})
+        lines += [f"No answer for {shape} in {len(mine)} settings (KV {', '.join(types)}; slots {', '.join(map(str, slots))}): {why}", ""]
     lines += [
         "Any other architecture is planned by the dry run; a plan that was made without it says so (`fits: null`, or `false` where the known terms",
         "alone are too much). By name, dry run only: recurrent and hybrid models (Mamba, Jamba, RWKV, LFM2, Qwen3-Next, Granite hybrids, Nemotron-H),",
