@@ -115,7 +115,8 @@ def last_words(unit, run=subprocess.run, lines=6):
         state = run(["systemctl", "is-failed", unit], capture_output=True, text=True, timeout=20, check=False).stdout.strip()
         if state != "failed":
             return ""
-        argv = ["journalctl", "--unit", unit, "--no-pager", "--output", "cat", "--lines", str(lines)]
+        # What the service said itself; by --unit the lines would be systemd's own on its restarts.
+        argv = ["journalctl", f"_SYSTEMD_UNIT={unit}", "--no-pager", "--output", "cat", "--lines", str(lines)]
         said = run(argv, capture_output=True, text=True, timeout=20, check=False).stdout
     except (OSError, subprocess.TimeoutExpired):
         return ""
