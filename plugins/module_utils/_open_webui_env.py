@@ -18,8 +18,8 @@ LINE = re.compile(r'^([A-Z][A-Z0-9_]*)=(?:"((?:[^"\\]|\\.)*)"|([^\n]*))$', re.MU
 DEAD = {
     "ENABLE_HISTORY": "the history is bounded by open_webui_max_rounds",
     "MAX_HISTORY_ROUNDS": "set open_webui_max_rounds",
-    "AUTO_PRUNE_ENABLED": "set open_webui_retention_days",
-    "AUTO_PRUNE_INTERVAL": "set open_webui_retention_interval",
+    "AUTO_PRUNE_ENABLED": "Open WebUI removes no chats by itself, and this role does not either so far",
+    "AUTO_PRUNE_INTERVAL": "Open WebUI removes no chats by itself, and this role does not either so far",
     "ANONYMIZED_TELEMETRY": "Open WebUI sends none",
     "DO_NOT_TRACK": "Open WebUI sends no telemetry",
     "SCARF_NO_ANALYTICS": "Open WebUI sends no telemetry",
