@@ -597,7 +597,7 @@ def tick(config, dry_run=False, nvml=None, clock=None, out=None):
     if config["metrics"]:
         write_metrics(config["state_dir"], history, summary, clock)
     if say:
-        print(f"<{priority(record)}>{json.dumps(record)}", file=out or sys.stdout, flush=True)
+        _say(f"<{priority(record)}>{json.dumps(record)}", out)
     return record
 
 
@@ -722,7 +722,7 @@ def write_metrics(folder, history, summary, clock):
     try:
         write_text(os.path.join(folder, "vram_guard.prom"), "\n".join(lines) + "\n")
     except OSError as error:
-        print(f"<4>{json.dumps({'trouble': f'metrics could not be written: {error}'})}", flush=True)
+        _say(f"<4>{json.dumps({'trouble': f'metrics could not be written: {error}'})}")
 
 
 def _escape(value):
@@ -937,6 +937,13 @@ def lift_fence(config, clock):
     return "The fence is down; the next tick looks again, with a fresh ladder and what is left of the budgets."
 
 
+def _say(text, out=None):
+    """One line to the journal or the terminal, at once."""
+    stream = out or sys.stdout
+    stream.write(f"{text}\n")
+    stream.flush()
+
+
 USAGE = """vram-guard [--config FILE] COMMAND
   status      what the guard sees, what it decided, what is left of its budgets
   explain     its rules and this host's thresholds
@@ -954,26 +961,26 @@ def main(argv):
         path = words[1]
         words = words[2:]
     if words in (["--help"], ["-h"]):
-        print(USAGE)
+        _say(USAGE)
         return 0
     try:
         config = load_config(path)
         if words == ["tick"]:
             tick(config)
         elif words == ["--dry-run"]:
-            print(json.dumps(tick(config, dry_run=True), indent=2))
+            _say(json.dumps(tick(config, dry_run=True), indent=2))
         elif words == ["status"]:
-            print(status_text(config, clocks()))
+            _say(status_text(config, clocks()))
         elif words == ["explain"]:
-            print(rules_text(config["settings"]))
+            _say(rules_text(config["settings"]))
         elif words == ["unfence"]:
-            print(lift_fence(config, clocks()))
+            _say(lift_fence(config, clocks()))
         elif words == ["act"]:
-            print(f"<4>{json.dumps({'done': act(config)})}")
+            _say(f"<4>{json.dumps({'done': act(config)})}")
         else:
-            print(USAGE, file=sys.stderr)
+            _say(USAGE, sys.stderr)
             return 2
     except (GuardError, OSError) as error:
-        print(f"<3>{error}" if os.environ.get("JOURNAL_STREAM") else f"vram-guard: {error}", file=sys.stderr)
+        _say(f"<3>{error}" if os.environ.get("JOURNAL_STREAM") else f"vram-guard: {error}", sys.stderr)
         return 1
     return 0

@@ -39,7 +39,7 @@ class OpenWebuiError(Exception):
 
 
 class Client:
-    """One server, with or without a token. ``opener`` takes (request, timeout) as urllib.request.urlopen does."""
+    """One server, with or without a token. ``opener`` takes (request, timeout) as the open() of urllib's openers does."""
 
     def __init__(self, url, token=None, timeout=30, opener=None):
         self.url = url.rstrip("/")

@@ -39,7 +39,8 @@ TENSORS = [
 HEADER = _gguf.encode(KEYS, TENSORS)
 
 
-def whole(header, tensors=TENSORS):
+def whole(header, tensors=None):
+    tensors = TENSORS if tensors is None else tensors
     size = sum(_gguf._padded(_gguf.type_bytes(one["type"], one["shape"]), 32) for one in tensors)
     return len(header) + size
 

@@ -98,8 +98,10 @@ stories = st.lists(
 few = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
-def run(story, plan=PLAN, options=DEFAULTS, mode="act"):
-    """[(now, sample, decision)], each tick through the state file's text."""
+def run(story, plan=..., options=None, mode="act"):
+    """[(now, sample, decision)], each tick through the state file's text; without a word of it the plan is PLAN."""
+    plan = PLAN if plan is ... else plan
+    options = DEFAULTS if options is None else options
     clock = {"wall": 1_800_000_000.0, "mono": 100.0, "boot": "b"}
     text = _guard.dump_state(dict(_guard_policy.fresh(), mode=mode), clock, {})
     seen = []
