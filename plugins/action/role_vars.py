@@ -29,11 +29,7 @@ class ActionModule(ActionBase):
         role, others = args["role"], args["others"]
         known = self._options(role)
         longer = tuple(f"{name}_" for name in others)
-        unknown = sorted(
-            name
-            for name in (task_vars or {})
-            if name.startswith(f"{role}_") and not name.startswith(longer) and name not in known
-        )
+        unknown = sorted(name for name in (task_vars or {}) if name.startswith(f"{role}_") and not name.startswith(longer) and name not in known)
         result.update(changed=False, unknown=unknown)
         if unknown:
             result["failed"] = True
@@ -45,9 +41,7 @@ class ActionModule(ActionBase):
         roles_dir = os.path.join(os.path.dirname(__file__), "..", "..", "roles")
         path = os.path.join(roles_dir, role, "meta", "argument_specs.yml")
         if not os.path.isfile(path):
-            raise AnsibleActionFail(
-                f"gpufleet.llm has no role '{role}' with argument specs; give the name of one of its roles."
-            )
+            raise AnsibleActionFail(f"gpufleet.llm has no role '{role}' with argument specs; give the name of one of its roles.")
         specs = self._loader.load_from_file(path, cache="all")["argument_specs"]
         return {name for entry in specs.values() for name in entry.get("options", {})}
 

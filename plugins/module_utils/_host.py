@@ -123,12 +123,7 @@ def unit_of(cgroup_text):
 def listeners(ports, root="/"):
     """{port: [{address, pid, command, unit}]} for the TCP ports asked; pid None where it cannot be seen."""
     proc = os.path.join(root, "proc")
-    sockets = [
-        entry
-        for name in ("tcp", "tcp6")
-        for entry in parse_proc_net(read_text(os.path.join(proc, "net", name)) or "")
-        if entry[1] in ports
-    ]
+    sockets = [entry for name in ("tcp", "tcp6") for entry in parse_proc_net(read_text(os.path.join(proc, "net", name)) or "") if entry[1] in ports]
     owners = _socket_owners({inode for _address, _port, inode in sockets}, proc) if sockets else {}
     found = {port: [] for port in ports}
     for address, port, inode in sockets:
@@ -207,9 +202,7 @@ def units(names, root="/", run=subprocess.run):
     except (OSError, subprocess.TimeoutExpired) as error:
         raise HostError(f"`systemctl show` could not be asked ({error}); the roles need a host that systemd runs.") from error
     if done.returncode:
-        raise HostError(
-            f"`systemctl show` answered {done.returncode} ({done.stderr.strip()}); the roles need a host that systemd runs."
-        )
+        raise HostError(f"`systemctl show` answered {done.returncode} ({done.stderr.strip()}); the roles need a host that systemd runs.")
     found = parse_units(done.stdout)
     for state in found.values():
         state["config"] = config_mark(state["main_pid"], root)

@@ -245,9 +245,7 @@ def _value(text: str, position: int, line: int, name: str) -> tuple[str, int, in
             if whole is not None:
                 return whole, end, lines
         if not found:
-            raise ModelfileError(
-                f"The quote {quote} that opens the value of {name} is never closed; close it at the end of a line.", line
-            )
+            raise ModelfileError(f"The quote {quote} that opens the value of {name} is never closed; close it at the end of a line.", line)
         position, lines = found.end(), lines + 1
 
 
@@ -400,9 +398,7 @@ def _texts(name: str, value: Any, line: int | None) -> list[str]:
     values = list(value) if isinstance(value, (list, tuple)) else [value]
     for one in values:
         if not isinstance(one, str) or one == "":
-            raise ModelfileError(
-                f"parameter {name} has the entry [{_shown(one)}]; each entry is a text that is not empty, in quotes.", line
-            )
+            raise ModelfileError(f"parameter {name} has the entry [{_shown(one)}]; each entry is a text that is not empty, in quotes.", line)
     return [str(one) for one in values]
 
 

@@ -76,9 +76,7 @@ class Entry:
         comments = ("Written by Ansible (gpufleet.llm, role models) for people to read; the server does not read it.",)
         return _ollama_model.declared_modelfile(self.declared, comments + ((self.comment,) if self.comment else ()))
 
-    def compare(
-        self, client: _ollama.Client, store: _ollama_model.Store, ps: list[dict[str, Any]], remembered: Measured
-    ) -> tuple[dict[str, Any], list[str]]:
+    def compare(self, client: _ollama.Client, store: _ollama_model.Store, ps: list[dict[str, Any]], remembered: Measured) -> tuple[dict[str, Any], list[str]]:
         """How it compares with the server, and warnings. Only reads."""
         result = _ollama_model.Result(check=True)
         if self.declared:
@@ -209,9 +207,7 @@ def problems(entries: Any, max_loaded: int = 0) -> list[str]:
     found, names, loads = [], {}, []
     for number, entry in enumerate(entries, 1):
         if not isinstance(entry, dict):
-            found.append(
-                f"Entry {number} of models_declared is {str(entry)[:60]}; it has to be keys with values, such as name and from."
-            )
+            found.append(f"Entry {number} of models_declared is {str(entry)[:60]}; it has to be keys with values, such as name and from.")
             continue
         try:
             one = Entry.of(entry)
@@ -220,9 +216,7 @@ def problems(entries: Any, max_loaded: int = 0) -> list[str]:
             found.append(text if text.startswith("Model ") else f"Model {entry.get('name', f'number {number}')}: {text}")
             continue
         if one.name.lower() in names:
-            found.append(
-                f"Model {one.name} is declared twice (entries {names[one.name.lower()]} and {number}); say each thing once."
-            )
+            found.append(f"Model {one.name} is declared twice (entries {names[one.name.lower()]} and {number}); say each thing once.")
         names[one.name.lower()] = number
         loads += [one.name] if one.load else []
     if max_loaded and len(loads) > max_loaded:

@@ -258,10 +258,7 @@ class Client:
 
     def create(self, request: dict[str, Any]) -> list[str]:
         """Create a model from the fields of /api/create; the status lines. Fails unless the server said `success`."""
-        return [
-            str(line.get("status", ""))
-            for line in self._until(self._stream("/api/create", {**request, "stream": True}), "success")
-        ]
+        return [str(line.get("status", "")) for line in self._until(self._stream("/api/create", {**request, "stream": True}), "success")]
 
     def pull(self, model: str, insecure: bool = False) -> dict[str, Any]:
         """Pull a model; `{bytes, statuses}`: what was downloaded now, and each status once, in order.
@@ -495,9 +492,7 @@ class Client:
         if address.scheme == "unix":
             return _UnixConnection(address.host, self.connect_timeout)
         if address.scheme == "https":
-            return http.client.HTTPSConnection(
-                address.host, address.port, timeout=self.connect_timeout, blocksize=BLOCK, context=ssl.create_default_context()
-            )
+            return http.client.HTTPSConnection(address.host, address.port, timeout=self.connect_timeout, blocksize=BLOCK, context=ssl.create_default_context())
         return http.client.HTTPConnection(address.host, address.port, timeout=self.connect_timeout, blocksize=BLOCK)
 
     # -- errors
@@ -505,10 +500,7 @@ class Client:
     def _network_error(self, error: Exception, sent: bool) -> OllamaError:
         url = self.url
         if isinstance(error, ConnectionRefusedError):
-            text = (
-                f"Nothing answers at {url} (connection refused). Wanted a running Ollama server there; see `systemctl "
-                "status ollama` on the host."
-            )
+            text = f"Nothing answers at {url} (connection refused). Wanted a running Ollama server there; see `systemctl status ollama` on the host."
             return OllamaError("refused", text)
         if isinstance(error, ssl.SSLError):
             return OllamaError(
@@ -520,43 +512,32 @@ class Client:
             what = f"said nothing for {limit:g} s" if sent else f"did not take a connection within {limit:g} s"
             return OllamaError(
                 "timeout",
-                f"The server at {url} {what}. It may be loading or stuck: see `journalctl -u ollama`; raise the timeout "
-                "if it was busy.",
+                f"The server at {url} {what}. It may be loading or stuck: see `journalctl -u ollama`; raise the timeout if it was busy.",
             )
         if not sent and isinstance(error, OSError):
             return OllamaError(
                 "unreachable",
-                f"{url} cannot be reached: {error.strerror or error}. Wanted the address of a running Ollama server; "
-                "check url.",
+                f"{url} cannot be reached: {error.strerror or error}. Wanted the address of a running Ollama server; check url.",
             )
-        if isinstance(error, (http.client.BadStatusLine, http.client.UnknownProtocol)) and not isinstance(
-            error, http.client.RemoteDisconnected
-        ):
+        if isinstance(error, (http.client.BadStatusLine, http.client.UnknownProtocol)) and not isinstance(error, http.client.RemoteDisconnected):
             return self._not_ollama(f"it does not speak HTTP: {error}")
         return OllamaError(
             "cut",
-            f"The server at {url} closed the connection in the middle of an answer ({error or type(error).__name__}). "
-            "See `journalctl -u ollama`; run again.",
+            f"The server at {url} closed the connection in the middle of an answer ({error or type(error).__name__}). See `journalctl -u ollama`; run again.",
         )
 
     def _cut(self, after: str) -> OllamaError:
-        return OllamaError(
-            "cut", f"The answer of the server at {self.url} ended early, after {after}. See `journalctl -u ollama`; run again."
-        )
+        return OllamaError("cut", f"The answer of the server at {self.url} ended early, after {after}. See `journalctl -u ollama`; run again.")
 
     def _not_ollama(self, what: str) -> OllamaError:
-        return OllamaError(
-            "not_ollama", f"What answers at {self.url} is not an Ollama server, or a proxy before it: {what}. Check url."
-        )
+        return OllamaError("not_ollama", f"What answers at {self.url} is not an Ollama server, or a proxy before it: {what}. Check url.")
 
     def _status_error(self, status: int, raw: bytes, path: str, body: Any = None) -> OllamaError:
         try:
             error = str(json.loads(raw)["error"])
         except (ValueError, KeyError, TypeError):
             if status in (502, 503, 504):
-                return OllamaError(
-                    "unreachable", f"The proxy at {self.url} answers {status}: no Ollama server behind it.", status
-                )
+                return OllamaError("unreachable", f"The proxy at {self.url} answers {status}: no Ollama server behind it.", status)
             return self._not_ollama(f"it answers {path} with HTTP {status}: {_excerpt(raw)}")
         return self._server_error(error, status, path, body)
 
@@ -655,7 +636,5 @@ def registry_digest(name: str, insecure: bool = False, timeout: float = 10.0) ->
     except (ValueError, KeyError, TypeError):
         layers = None
     if not isinstance(layers, list):
-        raise OllamaError(
-            "not_ollama", f"The registry {parts.host} answers for {parts.short} with no manifest: {_excerpt(raw)}."
-        )
+        raise OllamaError("not_ollama", f"The registry {parts.host} answers for {parts.short} with no manifest: {_excerpt(raw)}.")
     return hashlib.sha256(raw).hexdigest()

@@ -92,9 +92,7 @@ def render(settings, extra=None):
     extra = extra or {}
     for key in extra:
         if key in settings:
-            raise EnvError(
-                f"ollama_environment sets {key}, which the role sets from an option of its own; set that option instead."
-            )
+            raise EnvError(f"ollama_environment sets {key}, which the role sets from an option of its own; set that option instead.")
     rendered = {}
     for key, value in {**settings, **extra}.items():
         if value is not None:
@@ -145,9 +143,7 @@ def _uint(text):
 
 
 def _flag(text):
-    return (
-        None if text in ("0", "1", "true", "false") else "true or false was wanted (the server takes any other word for true)."
-    )
+    return None if text in ("0", "1", "true", "false") else "true or false was wanted (the server takes any other word for true)."
 
 
 def _duration(text):

@@ -78,15 +78,7 @@ class Declaration(NamedTuple):
     def overrides(self) -> bool:
         """Whether anything is declared beside where the model comes from."""
         return bool(
-            self.parameters
-            or self.template
-            or self.system
-            or self.license
-            or self.messages
-            or self.renderer
-            or self.parser
-            or self.adapter
-            or self.requires
+            self.parameters or self.template or self.system or self.license or self.messages or self.renderer or self.parser or self.adapter or self.requires
         )
 
     @property
@@ -171,21 +163,12 @@ def _fields(given: dict[str, Any], folder: str) -> dict[str, Any]:
         if fields["from"] and fields["files"]:
             raise ModelError(f"Model {given['name']}: `from` and `gguf` are both given; a model starts from one of them.")
         return fields
-    clash = sorted(
-        key
-        for key in ("from", "gguf", "template", "system", "license", "messages", "adapter", "renderer", "parser", "requires")
-        if given.get(key)
-    )
+    clash = sorted(key for key in ("from", "gguf", "template", "system", "license", "messages", "adapter", "renderer", "parser", "requires") if given.get(key))
     if clash:
-        raise ModelError(
-            f"Model {given['name']}: a Modelfile and {', '.join(clash)} are given; say each thing in one place "
-            "(parameters may stand in both)."
-        )
+        raise ModelError(f"Model {given['name']}: a Modelfile and {', '.join(clash)} are given; say each thing in one place (parameters may stand in both).")
     declared = _modelfile.declaration(text)
     if declared.get("draft"):
-        raise ModelError(
-            f"Model {given['name']}: its Modelfile has DRAFT, which this collection does not manage; take the line out."
-        )
+        raise ModelError(f"Model {given['name']}: its Modelfile has DRAFT, which this collection does not manage; take the line out.")
     sources = declared.pop("from")
     paths = [_path(source, folder) for source in sources]
     if all(paths):
@@ -193,10 +176,7 @@ def _fields(given: dict[str, Any], folder: str) -> dict[str, Any]:
     elif len(sources) == 1:
         fields["from"] = sources[0]
     else:
-        raise ModelError(
-            f"Model {given['name']}: its Modelfile has several FROM lines and not all are paths of GGUF files (a path "
-            "starts with / or ./)."
-        )
+        raise ModelError(f"Model {given['name']}: its Modelfile has several FROM lines and not all are paths of GGUF files (a path starts with / or ./).")
     for key, value in declared.items():
         fields[key] = {**value, **(given.get("parameters") or {})} if key == "parameters" else value
     if fields.get("adapter"):
@@ -213,8 +193,7 @@ def _path(source: str, folder: str) -> str | None:
     if source.startswith(("./", "../")) or source.lower().endswith(".gguf"):
         if not folder:
             raise ModelError(
-                f"'{source}' in the Modelfile is a relative path, and there is no folder for it to start from; write an "
-                "absolute path on the host."
+                f"'{source}' in the Modelfile is a relative path, and there is no folder for it to start from; write an absolute path on the host."
             )
         return os.path.normpath(os.path.join(folder, source))
     return None
@@ -234,8 +213,7 @@ def _hex(value: Any, what: str, least: int) -> str | None:
     text = text[len("sha256:") :] if text.startswith("sha256:") else text
     if not re.match(rf"[0-9a-f]{{{least},64}}\Z", text):
         raise ModelError(
-            f"{what} is '{str(value)[:80]}'; wanted {'64' if least == 64 else f'{least} to 64'} hex digits of a sha256, "
-            "as ollama_info shows them."
+            f"{what} is '{str(value)[:80]}'; wanted {'64' if least == 64 else f'{least} to 64'} hex digits of a sha256, as ollama_info shows them."
         )
     return text
 
@@ -244,9 +222,7 @@ def _quantize(value: Any, where: str, base: str | None, files: tuple[str, ...]) 
     if value in (None, ""):
         return None
     if str(value).lower() not in QUANTISATIONS:
-        raise ModelError(
-            f"{where}quantize is '{value}'; the server makes {', '.join(QUANTISATIONS)}, from float weights (f16, bf16, f32)."
-        )
+        raise ModelError(f"{where}quantize is '{value}'; the server makes {', '.join(QUANTISATIONS)}, from float weights (f16, bf16, f32).")
     if not base and not files:
         raise ModelError(f"{where}quantize needs `from` or `gguf` with float weights.")
     return str(value).lower()
@@ -277,10 +253,7 @@ def _messages(value: Any, where: str) -> tuple[dict[str, str], ...]:
     messages = []
     for one in value or ():
         if not isinstance(one, dict) or one.get("role") not in _modelfile.ROLES or not isinstance(one.get("content"), str):
-            raise ModelError(
-                f"{where}each message has a role (one of {', '.join(_modelfile.ROLES)}) and a text as content; found "
-                f"{str(one)[:80]}."
-            )
+            raise ModelError(f"{where}each message has a role (one of {', '.join(_modelfile.ROLES)}) and a text as content; found {str(one)[:80]}.")
         messages.append({"role": str(one["role"]), "content": str(one["content"])})
     return tuple(messages)
 
@@ -486,11 +459,7 @@ def _added_by_server(field: str, observed: dict[str, Any], wanted_: dict[str, An
             "nemotron_h_omni",
         )
     if field == "parameters.stop":
-        return (
-            not wanted_["parameters"].get("stop")
-            and observed.get("family") == "gemma4"
-            and observed["parameters"].get("stop") == ["<turn|>"]
-        )
+        return not wanted_["parameters"].get("stop") and observed.get("family") == "gemma4" and observed["parameters"].get("stop") == ["<turn|>"]
     return False
 
 
@@ -498,9 +467,7 @@ def as_modelfile(state: dict[str, Any] | None) -> str:
     """A model (as `observe` or `wanted` tell it) in Modelfile form for people and diffs; "" for none."""
     if state is None:
         return ""
-    shown = dict(
-        state, **{"from": [state["parent"] or "(files)"], "adapter": [f"sha256:{digest}" for digest in state["adapters"]]}
-    )
+    shown = dict(state, **{"from": [state["parent"] or "(files)"], "adapter": [f"sha256:{digest}" for digest in state["adapters"]]})
     return _modelfile.render(shown, tuple(f"weights sha256:{digest}" for digest in state["weights"]))
 
 
@@ -591,9 +558,7 @@ class Result:
         return not self.check
 
 
-def ensure_present(
-    client: _ollama.Client, store: Store, declared: Declaration, result: Result, unload_timeout: float = 60.0
-) -> None:
+def ensure_present(client: _ollama.Client, store: Store, declared: Declaration, result: Result, unload_timeout: float = 60.0) -> None:
     """Have the model in the store as declared. Fills `result`; with result.check it only predicts."""
     if declared.requires:
         _check_requires(client, declared)
@@ -679,8 +644,7 @@ def _check_requires(client: _ollama.Client, declared: Declaration) -> None:
     version = client.version()
     if _numbers(version) < _numbers(declared.requires):
         raise ModelError(
-            f"Model {declared.name} requires Ollama {declared.requires}; the server is {version}, and does not check "
-            "that itself. Set ollama_version."
+            f"Model {declared.name} requires Ollama {declared.requires}; the server is {version}, and does not check that itself. Set ollama_version."
         )
 
 
@@ -733,11 +697,7 @@ def _ensure_imported(client: _ollama.Client, store: Store, declared: Declaration
     if store.find(source):
         return source
     twin = next(
-        (
-            one["name"]
-            for one in store.all()
-            if is_source(one["name"]) and one["name"].endswith(source[source.rindex(".src-") :])
-        ),
+        (one["name"] for one in store.all() if is_source(one["name"]) and one["name"].endswith(source[source.rindex(".src-") :])),
         None,
     )
     if not result.act(f"import {', '.join(declared.files)} as {source}"):
@@ -775,15 +735,11 @@ def _readable(path: str) -> str:
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}. Wanted a GGUF file on the host; check the path.") from None
     if magic != b"GGUF":
-        raise ModelError(
-            f"{path} is no GGUF file (it starts with {magic!r}); convert it with llama.cpp's convert_hf_to_gguf.py."
-        )
+        raise ModelError(f"{path} is no GGUF file (it starts with {magic!r}); convert it with llama.cpp's convert_hf_to_gguf.py.")
     return path
 
 
-def _ensure_pulled(
-    client: _ollama.Client, store: Store, name: str, declared: Declaration, result: Result, unload_timeout: float
-) -> None:
+def _ensure_pulled(client: _ollama.Client, store: Store, name: str, declared: Declaration, result: Result, unload_timeout: float) -> None:
     """Have `name` from its registry as `pull` and `base_digest` say."""
     found = store.find(name)
     have = found["digest"] if found else None
@@ -792,14 +748,10 @@ def _ensure_pulled(
     if declared.pull == "never":
         if not found:
             raise ModelError(
-                f"Model {declared.name} is made from {name}, which the server does not have, and pull is never. Bring it "
-                "there, or set pull: missing."
+                f"Model {declared.name} is made from {name}, which the server does not have, and pull is never. Bring it there, or set pull: missing."
             )
         if not fits:
-            raise ModelError(
-                f"{name} has digest {have}; base_digest wants {pin}, and pull is never. Bring that version there, or "
-                "change base_digest."
-            )
+            raise ModelError(f"{name} has digest {have}; base_digest wants {pin}, and pull is never. Bring that version there, or change base_digest.")
         return
     if fits and (declared.pull == "missing" or pin is not None):
         # A pinned model that is there cannot become another one, whatever the registry has now.
@@ -813,8 +765,7 @@ def _ensure_pulled(
             result.warnings.append(f"{error} Whether a pull of {name} would change it is not known{before}.")
     if offered is not None and pin is not None and not offered.startswith(pin):
         raise ModelError(
-            f"The registry has {name} with digest {offered}; base_digest wants {pin}. The tag was moved: check the new "
-            "version and change base_digest."
+            f"The registry has {name} with digest {offered}; base_digest wants {pin}. The tag was moved: check the new version and change base_digest."
         )
     if offered is not None and offered == have:
         return
@@ -833,10 +784,7 @@ def _ensure_pulled(
     if now is None:
         raise ModelError(f"The server said that it pulled {name}, but does not list it. See `journalctl -u ollama`.")
     if pin is not None and not now.startswith(pin):
-        raise ModelError(
-            f"{name} was pulled with digest {now}; base_digest wants {pin}. The tag was moved: check the new version and "
-            "change base_digest."
-        )
+        raise ModelError(f"{name} was pulled with digest {now}; base_digest wants {pin}. The tag was moved: check the new version and change base_digest.")
 
 
 def ensure_absent(client: _ollama.Client, store: Store, name: str, result: Result, unload_timeout: float = 60.0) -> None:
@@ -893,9 +841,7 @@ def ensure_unloaded(client: _ollama.Client, name: str, result: Result, unload_ti
         result.changed = True
 
 
-def ensure_loaded(
-    client: _ollama.Client, store: Store, name: str, keep_alive: Any, result: Result, unload_timeout: float = 60.0
-) -> dict[str, Any] | None:
+def ensure_loaded(client: _ollama.Client, store: Store, name: str, keep_alive: Any, result: Result, unload_timeout: float = 60.0) -> dict[str, Any] | None:
     """Have the model in memory; its entry of /api/ps (None in check mode when it is not loaded yet).
 
     Loaded is: an entry of its name with the digest that the store has now. Tags on the same weights share one
@@ -907,10 +853,7 @@ def ensure_loaded(
         if result.check:
             result.act(f"load {name}")
             return None
-        raise ModelError(
-            f"Model {name} is not on the server, so it cannot be loaded. Give `from`, `gguf` or a Modelfile, or create "
-            "it first."
-        )
+        raise ModelError(f"Model {name} is not on the server, so it cannot be loaded. Give `from`, `gguf` or a Modelfile, or create it first.")
     entry = running(client, found, client.ps())
     forever = is_forever(keep_alive)
     if entry and not (forever and not expires_never(entry)):
@@ -923,10 +866,7 @@ def ensure_loaded(
     client.generate_load(found["name"], keep_alive)
     entry = running(client, found, client.ps())
     if not entry:
-        raise ModelError(
-            f"The server said that it loaded {name}, but does not list it as loaded. See `journalctl -u ollama`; "
-            "keep_alive may be 0."
-        )
+        raise ModelError(f"The server said that it loaded {name}, but does not list it as loaded. See `journalctl -u ollama`; keep_alive may be 0.")
     return entry
 
 

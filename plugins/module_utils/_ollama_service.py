@@ -83,9 +83,7 @@ def _properties(unit: str, systemctl: str) -> dict[str, str]:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=15, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise ServiceError(
-            f"systemd cannot be asked about {unit}: {error}. Leave `unit` out where there is no systemd."
-        ) from None
+        raise ServiceError(f"systemd cannot be asked about {unit}: {error}. Leave `unit` out where there is no systemd.") from None
     if done.returncode != 0:
         raise ServiceError(f"systemd cannot be asked about {unit}: {done.stderr.strip() or 'systemctl failed'}.")
     return dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
@@ -96,8 +94,6 @@ def _environment(pid: int, proc: str) -> dict[str, str]:
         with open(os.path.join(proc, str(pid), "environ"), "rb") as source:
             raw = source.read()
     except OSError as error:
-        raise ServiceError(
-            f"The environment of process {pid} cannot be read: {error.strerror}. Reading it takes root: run with become: true."
-        ) from None
+        raise ServiceError(f"The environment of process {pid} cannot be read: {error.strerror}. Reading it takes root: run with become: true.") from None
     pairs = (entry.split("=", 1) for entry in raw.decode("utf-8", "replace").split("\0") if "=" in entry)
     return dict(pairs)

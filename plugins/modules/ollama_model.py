@@ -300,19 +300,9 @@ def declared_by(params):
             with open(path, encoding="utf-8") as source:
                 entry["modelfile"], folder = source.read(), path.rpartition("/")[0] or "/"
         except (OSError, ValueError) as error:
-            raise _ollama_model.ModelError(
-                f"The Modelfile {path} cannot be read: {error}. Wanted a text file on the managed host."
-            ) from None
-    if (
-        params["state"] == "loaded"
-        and not any(params[key] for key in SOURCES)
-        and not params["base_digest"]
-        and params["pull"] == "missing"
-    ):
-        if any(
-            params[key]
-            for key in ("parameters", "template", "system", "license", "messages", "adapter", "renderer", "parser", "quantize")
-        ):
+            raise _ollama_model.ModelError(f"The Modelfile {path} cannot be read: {error}. Wanted a text file on the managed host.") from None
+    if params["state"] == "loaded" and not any(params[key] for key in SOURCES) and not params["base_digest"] and params["pull"] == "missing":
+        if any(params[key] for key in ("parameters", "template", "system", "license", "messages", "adapter", "renderer", "parser", "quantize")):
             return _ollama_model.declare(entry, folder)
         return None
     return _ollama_model.declare(entry, folder)

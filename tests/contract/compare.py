@@ -108,10 +108,7 @@ def requests(registry: dict) -> list:
         "/api/blobs/x",
     ]
     asked = [("POST", *one) for one in post] + [("GET", path, None) for path in get]
-    asked += [
-        ("DELETE", "/api/delete", body)
-        for body in ({"model": "a"}, {"model": "a"}, {"model": ""}, {}, {"name": "b"}, {"model": "x y"})
-    ]
+    asked += [("DELETE", "/api/delete", body) for body in ({"model": "a"}, {"model": "a"}, {"model": ""}, {}, {"name": "b"}, {"model": "x y"})]
     asked += [
         ("HEAD", "/api/blobs/sha256:" + "0" * 64, None),
         ("POST", "/api/blobs/sha256:" + "0" * 64, b"x"),

@@ -103,9 +103,7 @@ class Process:
     def spawn(self) -> subprocess.Popen:
         """Start the server without waiting for it."""
         with open(self.log, "ab") as log:
-            self.process = subprocess.Popen(
-                [str(self.command), "serve"], env=self.environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL
-            )
+            self.process = subprocess.Popen([str(self.command), "serve"], env=self.environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         return self.process
 
     def start(self) -> Process:

@@ -29,9 +29,7 @@ def test_unknown_path_is_404(server, path):
     assert server.get(path).status == 404
 
 
-@pytest.mark.parametrize(
-    ("method", "path"), [("GET", "/api/generate"), ("POST", "/api/tags"), ("POST", "/api/delete"), ("GET", "/api/show")]
-)
+@pytest.mark.parametrize(("method", "path"), [("GET", "/api/generate"), ("POST", "/api/tags"), ("POST", "/api/delete"), ("GET", "/api/show")])
 def test_wrong_method_is_405(server, method, path):
     assert server.call(method, path).status == 405
 
@@ -61,9 +59,7 @@ def test_any_host_is_let_in_when_bound_to_all(fresh):
     assert server.get("/api/tags", headers={"Host": "evil.example"}).status == 200
 
 
-@pytest.mark.parametrize(
-    "path", ["/api/show", "/api/create", "/api/generate", "/api/pull", "/api/copy", "/api/chat", "/api/embed"]
-)
+@pytest.mark.parametrize("path", ["/api/show", "/api/create", "/api/generate", "/api/pull", "/api/copy", "/api/chat", "/api/embed"])
 def test_empty_body_is_400(server, path):
     answer = server.call("POST", path, b"")
     assert (answer.status, answer.json()) == (400, {"error": "missing request body"})

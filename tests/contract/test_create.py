@@ -163,9 +163,7 @@ def test_licences_are_appended(server, name, given):
 
 
 def test_messages_are_replaced_as_a_whole(server, name):
-    server.create(
-        name, **{"from": "plain", "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
-    )
+    server.create(name, **{"from": "plain", "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]})
     server.create(f"{name}2", **{"from": name, "messages": [{"role": "user", "content": "c"}]})
     server.create(f"{name}3", **{"from": name})
     assert server.show(f"{name}2")["messages"] == [{"role": "user", "content": "c"}]

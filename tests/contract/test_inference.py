@@ -56,16 +56,12 @@ def test_an_answer_that_a_stop_sequence_ends(server):
     free = {"seed": 1, "num_predict": 12, "temperature": 0}
     text = server.post("/api/generate", {"model": "plain", "prompt": "x", "options": free, "stream": False}).json()["response"]
     cut = text[len(text) // 2 :][:3]
-    whole = server.post(
-        "/api/generate", {"model": "plain", "prompt": "x", "options": {**free, "stop": [cut]}, "stream": False}
-    ).json()
+    whole = server.post("/api/generate", {"model": "plain", "prompt": "x", "options": {**free, "stop": [cut]}, "stream": False}).json()
     assert whole["done_reason"] == "stop" and cut not in whole["response"] and len(whole["response"]) < len(text)
 
 
 def test_an_empty_stop_list_stops_nothing(server):
-    whole = server.post(
-        "/api/generate", {"model": "plain", "prompt": "x", "options": {**SHORT, "stop": []}, "stream": False}
-    ).json()
+    whole = server.post("/api/generate", {"model": "plain", "prompt": "x", "options": {**SHORT, "stop": []}, "stream": False}).json()
     assert whole["done_reason"] == "length"
 
 
@@ -101,12 +97,7 @@ def test_options_of_a_wrong_type(server):
 
 
 def test_options_that_do_not_exist_are_ignored(server):
-    assert (
-        server.post(
-            "/api/generate", {"model": "plain", "prompt": "x", "stream": False, "options": {**SHORT, "cache_type": "q8_0"}}
-        ).status
-        == 200
-    )
+    assert server.post("/api/generate", {"model": "plain", "prompt": "x", "stream": False, "options": {**SHORT, "cache_type": "q8_0"}}).status == 200
 
 
 def test_options_that_are_no_object(server):
@@ -193,11 +184,7 @@ def test_openai_embeddings(server):
 
 def test_openai_error_of_an_unknown_model(server):
     answer = server.post("/v1/chat/completions", {"model": "nobody", "messages": CHAT})
-    assert (
-        answer.status == 404
-        and "nobody" in answer.json()["error"]["message"]
-        and "not found" in answer.json()["error"]["message"]
-    )
+    assert answer.status == 404 and "nobody" in answer.json()["error"]["message"] and "not found" in answer.json()["error"]["message"]
 
 
 def test_openai_chat_cannot_set_num_ctx(quiet):

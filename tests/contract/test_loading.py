@@ -59,9 +59,7 @@ def test_unloading_an_embedding_model(quiet):
     assert until(lambda: not quiet.loaded())
 
 
-@pytest.mark.parametrize(
-    ("keep", "low", "high"), [(600, 500, 700), ("10m", 500, 700), ("1h30m", 5000, 5800), (90.0, 80, 100), (None, 200, 320)]
-)
+@pytest.mark.parametrize(("keep", "low", "high"), [(600, 500, 700), ("10m", 500, 700), ("1h30m", 5000, 5800), (90.0, 80, 100), (None, 200, 320)])
 def test_keep_alive_sets_the_expiry(quiet, keep, low, high):
     import datetime
 

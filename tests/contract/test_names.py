@@ -8,9 +8,7 @@ from __future__ import annotations
 import pytest
 
 
-@pytest.mark.parametrize(
-    "bad", ["", "a b", "-x", ".x", "x:", ":tag", "a//b", "x" * 81, "x:" + "t" * 81, "na.me/x", "a/b/c/d", "x@y"]
-)
+@pytest.mark.parametrize("bad", ["", "a b", "-x", ".x", "x:", ":tag", "a//b", "x" * 81, "x:" + "t" * 81, "na.me/x", "a/b/c/d", "x@y"])
 def test_what_is_no_name_is_refused(server, bad):
     answer = server.post("/api/create", {"model": bad, "from": "base"})
     assert (answer.status, answer.error()) == (400, "invalid model name")

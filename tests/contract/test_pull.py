@@ -111,9 +111,7 @@ def test_a_cut_download_goes_on_where_it_stopped(fresh, registry, name, gguf):
     server = fresh()
     entry = registry.publish(name, gguf["tiny"])
     size = gguf["tiny"].stat().st_size
-    registry.rules(
-        {"prefix": f"/v2/library/{name}/blobs/{entry['weights']}", "method": "GET", "cut_after": size // 2, "times": 2}
-    )
+    registry.rules({"prefix": f"/v2/library/{name}/blobs/{entry['weights']}", "method": "GET", "cut_after": size // 2, "times": 2})
     assert pull(server, entry["name"]).lines()[-1] == {"status": "success"}
     ranges = [one["range"] for one in registry.requests() if entry["weights"] in one["path"] and one["range"]]
     assert len(ranges) > 1 and ranges[-1] != ranges[0]

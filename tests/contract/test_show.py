@@ -119,9 +119,7 @@ def test_capabilities(server, model, wanted):
 
 
 def test_capabilities_of_a_go_template(server, name):
-    server.create(
-        name, **{"from": "plain", "template": "{{ .Suffix }}{{ range .Messages }}{{ .Content }}{{ end }}{{ .Tools }}"}
-    )
+    server.create(name, **{"from": "plain", "template": "{{ .Suffix }}{{ range .Messages }}{{ .Content }}{{ end }}{{ .Tools }}"})
     assert set(server.show(name)["capabilities"]) == {"completion", "insert", "tools"}
 
 

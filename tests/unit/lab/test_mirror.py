@@ -180,9 +180,7 @@ def tiny(served):
     """Return (path, bytes) of the tiny model's weights."""
     manifest = json.loads(ask(served, "GET", "/v2/library/qwen3-tiny/manifests/latest")[1])
     digest = manifest["layers"][0]["digest"]
-    return f"/v2/library/qwen3-tiny/blobs/{digest}", (
-        served.root / "registry" / "blobs" / digest.replace(":", "-")
-    ).read_bytes()
+    return f"/v2/library/qwen3-tiny/blobs/{digest}", (served.root / "registry" / "blobs" / digest.replace(":", "-")).read_bytes()
 
 
 def test_a_blob_names_itself_in_location(served):

@@ -2,6 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The fault catalogue and its record, as far as they can be judged without a lab host."""
+
 from __future__ import annotations
 
 import importlib.machinery
@@ -49,7 +50,7 @@ def call(fault, env, *words):
 
 
 def test_the_catalogue_is_whole():
-    assert WANTED <= {path.name for path in FAULTS}
+    assert {path.name for path in FAULTS} >= WANTED
 
 
 @pytest.mark.parametrize("path", FAULTS, ids=lambda path: path.name)

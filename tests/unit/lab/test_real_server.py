@@ -2,6 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """How the real server is built, and the card that it computes on."""
+
 from __future__ import annotations
 
 import importlib.machinery
@@ -76,8 +77,11 @@ def test_what_is_missing_is_said_with_how_to_get_it(absent, version, said):
 
 def test_without_a_toolchain_the_build_says_so_and_makes_nothing(tmp_path):
     answer = subprocess.run(
-        [sys.executable, str(REAL / "build")], env={"PATH": str(tmp_path), "GPUFLEET_CACHE": str(tmp_path / "cache"), "HOME": str(tmp_path)},
-        capture_output=True, text=True, check=False,
+        [sys.executable, str(REAL / "build")],
+        env={"PATH": str(tmp_path), "GPUFLEET_CACHE": str(tmp_path / "cache"), "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert answer.returncode == 1
     assert "Go is missing" in answer.stderr and "stand-in" in answer.stderr
@@ -198,7 +202,8 @@ def test_clients_are_served_side_by_side_and_share_the_card(shim, tmp_path):
         listener.set_inheritable(True)
         address = listener.getsockname()
         card = subprocess.Popen(
-            [sys.executable, "-S", "-c", CLIENT, str(listener.fileno())], pass_fds=[listener.fileno()],
+            [sys.executable, "-S", "-c", CLIENT, str(listener.fileno())],
+            pass_fds=[listener.fileno()],
             env=dict(os.environ, LD_PRELOAD=str(shim), LAB_CARD_FILE=str(tmp_path / "card")),
         )
         try:
@@ -241,18 +246,26 @@ def test_the_real_server_is_what_it_says():
         pytest.skip("the real server is not built here (make real-server)")
     folder = Path(answer.stdout.splitlines()[0])
     port = free_port()
-    version = subprocess.run([str(folder / "bin/ollama"), "--version"], capture_output=True, text=True, check=False, env=dict(os.environ, OLLAMA_HOST=f"127.0.0.1:{port}"))
+    version = subprocess.run(
+        [str(folder / "bin/ollama"), "--version"], capture_output=True, text=True, check=False, env=dict(os.environ, OLLAMA_HOST=f"127.0.0.1:{port}")
+    )
     assert folder.name in version.stdout + version.stderr
     card = subprocess.Popen(
         [str(folder / "lab/ggml-rpc-server"), "-H", "127.0.0.1", "-p", str(port)],
-        env=dict(os.environ, LD_PRELOAD=str(folder / "lab/libcard_shim.so"), LAB_CARD_MIB="12345"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env=dict(os.environ, LD_PRELOAD=str(folder / "lab/libcard_shim.so"), LAB_CARD_MIB="12345"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
         deadline, said = time.monotonic() + 15, ""
         while "12345 MiB" not in said and time.monotonic() < deadline:
             said = subprocess.run(
-                [str(folder / "lib/ollama/llama-server"), "--list-devices"], env=dict(os.environ, LLAMA_ARG_RPC=f"127.0.0.1:{port}"),
-                capture_output=True, text=True, timeout=30, check=False,
+                [str(folder / "lib/ollama/llama-server"), "--list-devices"],
+                env=dict(os.environ, LLAMA_ARG_RPC=f"127.0.0.1:{port}"),
+                capture_output=True,
+                text=True,
+                timeout=30,
+                check=False,
             ).stdout
         assert "RPC0" in said and "12345 MiB" in said
     finally:

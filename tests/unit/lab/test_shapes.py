@@ -82,9 +82,7 @@ def test_unknown_names_are_answered_with_the_known_ones():
         shapes.describe("qwen3-15b-q4_K_M")
 
 
-@pytest.mark.parametrize(
-    "name,layers", [("qwen3-14b-q4_K_M", 2), ("gemma3-12b-q4_K_M", 2), ("deepseek-v2-lite-q4_K_M", 3), ("tiny-qwen3", None)]
-)
+@pytest.mark.parametrize("name,layers", [("qwen3-14b-q4_K_M", 2), ("gemma3-12b-q4_K_M", 2), ("deepseek-v2-lite-q4_K_M", 3), ("tiny-qwen3", None)])
 def test_another_reader_reads_the_file(name, layers, tmp_path, monkeypatch):
     gguf = pytest.importorskip("gguf", reason="the PyPI package gguf reads the file back")
     if name != shapes.TINY:
@@ -95,10 +93,7 @@ def test_another_reader_reads_the_file(name, layers, tmp_path, monkeypatch):
     assert len(reader.tensors) == made["tensors"]
     if name != shapes.TINY:
         told = shapes.describe(name, layers)
-        read = {
-            tensor.name: (list(map(int, tensor.shape)), tensor.tensor_type.name, int(tensor.n_bytes))
-            for tensor in reader.tensors
-        }
+        read = {tensor.name: (list(map(int, tensor.shape)), tensor.tensor_type.name, int(tensor.n_bytes)) for tensor in reader.tensors}
         assert read == {tensor["name"]: (tensor["shape"], tensor["type"], tensor["bytes"]) for tensor in told["tensors"]}
         assert os.stat(made["path"]).st_blocks * 512 < made["header_bytes"] + 65536, "the data is to be a hole"
     tokens = reader.get_field("tokenizer.ggml.tokens")
@@ -121,9 +116,7 @@ def test_every_merge_joins_two_tokens_into_a_third(count):
     tokens, types, merges = shapes.byte_pairs(count, shapes.SPECIAL_QWEN)
     known = set(tokens)
     assert len(tokens) == len(types) == count == len(known)
-    assert all(
-        left in known and right in known and left + right in known for left, right in (merge.split(" ") for merge in merges)
-    )
+    assert all(left in known and right in known and left + right in known for left, right in (merge.split(" ") for merge in merges))
 
 
 def test_tiny_is_the_same_every_time_and_never_says_bytes(tmp_path):

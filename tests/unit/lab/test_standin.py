@@ -320,11 +320,7 @@ def tiny(tmp_path):
 def test_header_of_a_file(tiny):
     gguf = standin.Gguf(str(tiny))
     assert gguf.arch == "qwen3" and gguf.get("block_count") == 2 and gguf.file_type() == "F16"
-    assert (
-        gguf.kv["tokenizer.ggml.tokens"].count
-        == len(gguf.kv["tokenizer.ggml.tokens"].read())
-        == len(gguf.kv["tokenizer.ggml.token_type"])
-    )
+    assert gguf.kv["tokenizer.ggml.tokens"].count == len(gguf.kv["tokenizer.ggml.tokens"].read()) == len(gguf.kv["tokenizer.ggml.token_type"])
     last = gguf.tensors[-1]
     assert gguf.data_offset + last[3] + gguf.tensor_bytes(last[1], last[2]) <= gguf.size
 

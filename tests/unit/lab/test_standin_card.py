@@ -135,9 +135,7 @@ class Host:
         store.write_manifest(ollama_standin.Name.parse(name), config, [layer])
 
     def generate(self, model, **options):
-        return self.ask(
-            "POST", "/api/generate", {"model": model, "prompt": "x", "stream": False, "options": {"num_predict": 2, **options}}
-        )
+        return self.ask("POST", "/api/generate", {"model": model, "prompt": "x", "stream": False, "options": {"num_predict": 2, **options}})
 
     def unload(self, model):
         return self.ask("POST", "/api/generate", {"model": model, "keep_alive": 0})

@@ -125,9 +125,7 @@ def test_a_host_that_is_not_understood_is_refused(hosts, said):
 
 def test_hosts_get_their_defaults():
     """null counts as not said: Molecule's inventory hands it on."""
-    assert fleet.check_hosts([{"name": "a", "image": None, "card": None}]) == [
-        {"name": "a", "image": "debian12", "card": None, "tmpfs": {}, "front": None}
-    ]
+    assert fleet.check_hosts([{"name": "a", "image": None, "card": None}]) == [{"name": "a", "image": "debian12", "card": None, "tmpfs": {}, "front": None}]
     assert fleet.parse_host("a:debian13:small.json") == {"name": "a", "image": "debian13", "card": "small.json"}
 
 

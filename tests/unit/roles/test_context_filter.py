@@ -136,12 +136,7 @@ def test_runner_options_are_taken_out_and_others_kept(filters):
         "params": {"num_batch": 1, "top_p": 1},
     }
     sent = filters.Filter().inlet(body)
-    assert (
-        sent["options"] == {"temperature": 0.2}
-        and sent["params"] == {"top_p": 1}
-        and "keep_alive" not in sent
-        and sent["model"] == "m"
-    )
+    assert sent["options"] == {"temperature": 0.2} and sent["params"] == {"top_p": 1} and "keep_alive" not in sent and sent["model"] == "m"
     assert sent is body
 
 
@@ -157,9 +152,7 @@ def test_never_raises(filters, body):
 MESSAGE = st.fixed_dictionaries(
     {"role": st.sampled_from(["system", "user", "assistant", "tool"])},
     optional={
-        "content": st.one_of(
-            st.none(), st.text(max_size=30), st.lists(st.dictionaries(st.text(max_size=4), st.text(max_size=4)))
-        ),
+        "content": st.one_of(st.none(), st.text(max_size=30), st.lists(st.dictionaries(st.text(max_size=4), st.text(max_size=4)))),
         "thinking": st.text(max_size=5),
     },
 )

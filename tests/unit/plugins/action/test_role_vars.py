@@ -15,9 +15,7 @@ from ansible_collections.gpufleet.llm.plugins.action import role_vars
 
 
 def run(role, variables, **args):
-    task = SimpleNamespace(
-        args={"role": role, **args}, async_val=0, check_mode=False, diff=False, action="role_vars", _role=None
-    )
+    task = SimpleNamespace(args={"role": role, **args}, async_val=0, check_mode=False, diff=False, action="role_vars", _role=None)
     plugin = role_vars.ActionModule(task, MagicMock(), MagicMock(), DataLoader(), None, None)
     return plugin.run(task_vars=variables)
 

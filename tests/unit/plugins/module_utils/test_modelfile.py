@@ -172,9 +172,7 @@ def test_every_name_that_is_not_one_has_advice():
             _modelfile.check_parameter(name, 1)
 
 
-TEXT = st.text(
-    alphabet=st.one_of(st.sampled_from('" \n\r\t#a{}:'), st.characters(codec="utf-8", exclude_characters="\ufeff")), max_size=40
-)
+TEXT = st.text(alphabet=st.one_of(st.sampled_from('" \n\r\t#a{}:'), st.characters(codec="utf-8", exclude_characters="\ufeff")), max_size=40)
 WORD = st.from_regex(r"[A-Za-z0-9_.:/-]{1,12}", fullmatch=True)
 NUMBERS = {
     _modelfile.INT: st.integers(4, 2**31),
@@ -190,9 +188,7 @@ DECLARED = st.fixed_dictionaries(
         "template": TEXT.filter(bool),
         "system": TEXT.filter(bool),
         "license": st.lists(TEXT.filter(bool), min_size=1, max_size=2),
-        "messages": st.lists(
-            st.fixed_dictionaries({"role": st.sampled_from(_modelfile.ROLES), "content": TEXT}), min_size=1, max_size=2
-        ),
+        "messages": st.lists(st.fixed_dictionaries({"role": st.sampled_from(_modelfile.ROLES), "content": TEXT}), min_size=1, max_size=2),
         "renderer": WORD,
         "parser": WORD,
     },
@@ -235,9 +231,7 @@ def test_hostile_text_is_read_or_refused(text):
         assert declared["from"]
 
 
-@pytest.mark.parametrize(
-    "text", ['FROM a\nSYSTEM """' + "x\n" * 200_000, "\n" * 300_000 + "FROM a", "FROM a\n" + 'LICENSE "a"\n' * 50_000]
-)
+@pytest.mark.parametrize("text", ['FROM a\nSYSTEM """' + "x\n" * 200_000, "\n" * 300_000 + "FROM a", "FROM a\n" + 'LICENSE "a"\n' * 50_000])
 def test_long_text_costs_one_pass(text):
     began = time.process_time()
     try:

@@ -35,9 +35,7 @@ def test_names(given_name, short):
     assert _ollama.short_name(given_name) == short
 
 
-@pytest.mark.parametrize(
-    "name", ["", None, 7, "a b", "lan:5000/m", "a:b:c", "/m", "m:", "x:cloud", "x:7b-cloud", "x:local", "é", "a" * 81, "n.s/m/"]
-)
+@pytest.mark.parametrize("name", ["", None, 7, "a b", "lan:5000/m", "a:b:c", "/m", "m:", "x:cloud", "x:7b-cloud", "x:local", "é", "a" * 81, "n.s/m/"])
 def test_names_that_the_server_refuses(name):
     with pytest.raises(ValueError, match="no model name|keeps for its cloud"):
         _ollama.parse_name(name)

@@ -24,9 +24,7 @@ def test_settings_become_text_and_null_leaves_a_key_out():
     }
 
 
-@pytest.mark.parametrize(
-    "key", ["LLAMA_ARG_RPC", "CUDA_VISIBLE_DEVICES", "GGML_CUDA_NO_PINNED", "HTTPS_PROXY", "no_proxy", "GODEBUG"]
-)
+@pytest.mark.parametrize("key", ["LLAMA_ARG_RPC", "CUDA_VISIBLE_DEVICES", "GGML_CUDA_NO_PINNED", "HTTPS_PROXY", "no_proxy", "GODEBUG"])
 def test_what_the_server_hands_on_is_let_through(key):
     assert _ollama_env.render({}, {key: "x"}) == {key: "x"}
 

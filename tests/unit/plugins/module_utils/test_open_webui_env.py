@@ -39,16 +39,12 @@ def test_refusals_of_secrets_never_say_a_value(extra):
     assert "v4lue" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "name", ["WEBUI_SECRET_KEY", "OPENAI_API_KEY", "OPENAI_API_KEYS", "SCIM_TOKEN", "LDAP_APP_PASSWORD", "REDIS_URL"]
-)
+@pytest.mark.parametrize("name", ["WEBUI_SECRET_KEY", "OPENAI_API_KEY", "OPENAI_API_KEYS", "SCIM_TOKEN", "LDAP_APP_PASSWORD", "REDIS_URL"])
 def test_secrets_are_known(name):
     assert env.is_secret(name)
 
 
-@pytest.mark.parametrize(
-    "name", ["ENABLE_API_KEYS", "ENABLE_PASSWORD_AUTH", "API_KEYS_ALLOWED_ENDPOINTS", "WEBUI_NAME", "ENABLE_CHANNELS"]
-)
+@pytest.mark.parametrize("name", ["ENABLE_API_KEYS", "ENABLE_PASSWORD_AUTH", "API_KEYS_ALLOWED_ENDPOINTS", "WEBUI_NAME", "ENABLE_CHANNELS"])
 def test_switches_about_secrets_are_none(name):
     assert not env.is_secret(name)
 
