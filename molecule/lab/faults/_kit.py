@@ -6,6 +6,7 @@
 A fault is an executable beside this file with a second line that says what it does, and a call of main(inject, heal).
 `lab fault NAME HOST [ARGUMENT…]` and `lab heal HOST` call it with LAB_CONTAINER, LAB_MIRROR and LAB_SERVER set.
 """
+
 from __future__ import annotations
 
 import json
@@ -40,12 +41,16 @@ def host(script, *words, check=True, data=None):
         raise FaultError("LAB_CONTAINER is not set: call faults by `molecule/lab/lab fault NAME HOST`.")
     done = subprocess.run(
         ["docker", "exec", "-i", box, "sh", "-c", script, "sh", *map(str, words)],
-        input=data, stdin=None if data is not None else subprocess.DEVNULL, capture_output=True, text=True, check=False,
+        input=data,
+        stdin=None if data is not None else subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if not check:
         return done
     if done.returncode:
-        raise FaultError(f"{box}: {(done.stderr or done.stdout).strip()[-400:] or 'ended with %d' % done.returncode}")
+        raise FaultError(f"{box}: {(done.stderr or done.stdout).strip()[-400:] or f'ended with {done.returncode}'}")
     return done.stdout
 
 
@@ -156,7 +161,9 @@ def card_memory(index, size_mib=None, taken_mib=None):
     host(
         'f=/etc/lab-gpu/$1; [ -e "$f" ] || exit 0; read -r size taken < "$f"; '
         '[ "$2" = keep ] || size=$2; [ "$3" = keep ] || taken=$3; printf "%s %s\\n" "$size" "${taken:-0}" > "$f"',
-        index, "keep" if size_mib is None else size_mib, "keep" if taken_mib is None else taken_mib,
+        index,
+        "keep" if size_mib is None else size_mib,
+        "keep" if taken_mib is None else taken_mib,
     )
 
 

@@ -2,6 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Faults that only the stand-in server can be told to have: lab-faults.json beside its models folder, read at every request."""
+
 from __future__ import annotations
 
 import json

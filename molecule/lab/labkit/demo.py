@@ -34,8 +34,7 @@ def closing():
             page = answer.read(200000).decode(errors="replace")
     except OSError as fault:
         raise LabError(
-            f"Open WebUI does not answer at {where} ({fault}). Its journal says why: "
-            f"molecule/lab/lab exec {NAME} {HOST} -- journalctl -u open-webui -n 50"
+            f"Open WebUI does not answer at {where} ({fault}). Its journal says why: molecule/lab/lab exec {NAME} {HOST} -- journalctl -u open-webui -n 50"
         ) from fault
     if "Open WebUI" not in page:
         raise LabError(f"{where} answers, but not with Open WebUI's page: {page[:200]!r}")
@@ -43,11 +42,7 @@ def closing():
     say(f"Open WebUI: {where} (as after `ssh -L`: on the host it listens on loopback only)")
     say(
         "Ollama is "
-        + (
-            "the real server, computing on a simulated card"
-            if served == "real"
-            else "the lab's stand-in: it shows the way, its answers are canned"
-        )
+        + ("the real server, computing on a simulated card" if served == "real" else "the lab's stand-in: it shows the way, its answers are canned")
     )
     say(f"A shell on the host: docker exec -it {fleet.container(NAME, HOST)} bash. `make demo-down` takes all of it away.")
 

@@ -52,10 +52,7 @@ def install():
     if not packages:
         return
     if not _which("apt-get"):
-        raise LabError(
-            f"This machine lacks {', '.join(packages)} and has no apt-get to install them with. "
-            "Install them, or run the lab on Debian or Ubuntu."
-        )
+        raise LabError(f"This machine lacks {', '.join(packages)} and has no apt-get to install them with. Install them, or run the lab on Debian or Ubuntu.")
     log = cache("log", "apt.log")
     with step(f"Installing {', '.join(packages)} on this machine", "10-60 s"):
         env = dict(os.environ, DEBIAN_FRONTEND="noninteractive")
@@ -145,9 +142,7 @@ def down():
             end = time.monotonic() + 60
             while _is_ours(pid) and not _reaped(pid):
                 if time.monotonic() > end:
-                    raise LabError(
-                        f"dockerd (pid {pid}) did not end within 60 s of SIGTERM. See {cache('log', 'dockerd.log')}."
-                    )
+                    raise LabError(f"dockerd (pid {pid}) did not end within 60 s of SIGTERM. See {cache('log', 'dockerd.log')}.")
                 time.sleep(0.2)
     _record().unlink()
 

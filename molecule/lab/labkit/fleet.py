@@ -53,10 +53,7 @@ def check_hosts(hosts):
     for host in hosts:
         unknown = set(host) - KEYS
         if unknown:
-            raise LabError(
-                f"Host {host.get('name')!r} of the lab has unknown keys {', '.join(sorted(unknown))}; "
-                f"known are {', '.join(sorted(KEYS))}."
-            )
+            raise LabError(f"Host {host.get('name')!r} of the lab has unknown keys {', '.join(sorted(unknown))}; known are {', '.join(sorted(KEYS))}.")
         full = {
             "image": "debian12",
             "card": None,
@@ -65,14 +62,9 @@ def check_hosts(hosts):
             **{key: value for key, value in host.items() if value is not None},
         }
         if not NAME.match(full.get("name", "")) or full["name"] == "mirror":
-            raise LabError(
-                f"{full.get('name')!r} cannot be a host of the lab: "
-                "wanted are small letters, digits and dashes, and not `mirror`."
-            )
+            raise LabError(f"{full.get('name')!r} cannot be a host of the lab: wanted are small letters, digits and dashes, and not `mirror`.")
         if full["image"] not in world.SUITES:
-            raise LabError(
-                f"Host {full['name']} of the lab asks for image {full['image']!r}; there are {', '.join(world.SUITES)}."
-            )
+            raise LabError(f"Host {full['name']} of the lab asks for image {full['image']!r}; there are {', '.join(world.SUITES)}.")
         checked.append(full)
     if len({host["name"] for host in checked}) != len(checked):
         raise LabError("Two hosts of the lab have the same name.")
@@ -214,9 +206,7 @@ def booted(box):
     if wait_for(f"{box} booting", look, 60) == "degraded":
         units = docker("exec", box, "systemctl", "--failed", "--no-legend", "--plain", check=False).stdout
         logs = [
-            docker("exec", box, "journalctl", "--no-pager", "-n", "8", "-u", line.split()[0], check=False).stdout
-            for line in units.splitlines()
-            if line.strip()
+            docker("exec", box, "journalctl", "--no-pager", "-n", "8", "-u", line.split()[0], check=False).stdout for line in units.splitlines() if line.strip()
         ]
         raise LabError(f"{box} is up, but these units failed:\n{units}\n" + "\n".join(logs))
 
@@ -231,10 +221,7 @@ def _refresh_lists(box, tag):
 
 def recipe(name, host, tag, server):
     """Return a digest of what a host is made from: a host of another recipe, or of another server, is made anew."""
-    laid = {
-        path: [str(part) for part in value]
-        for path, value in hardware.files(mirror_folder(name), host["card"], host["front"]).items()
-    }
+    laid = {path: [str(part) for part in value] for path, value in hardware.files(mirror_folder(name), host["card"], host["front"]).items()}
     return hashlib.sha256(json.dumps([host, tag, server, laid], sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -291,17 +278,12 @@ def up(name, hosts, server=None, shape=None):
         },
     )
     for host in hosts:
-        say(
-            f"{host['name']} runs ({host['image']}, {host['address']}): "
-            f"docker exec -it {container(name, host['name'])} bash"
-        )
+        say(f"{host['name']} runs ({host['image']}, {host['address']}): docker exec -it {container(name, host['name'])} bash")
 
 
 def address(name, host):
     """Return the address of a host on its lab's network, reachable from the controller."""
-    said = docker(
-        "inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", container(name, host), check=False
-    )
+    said = docker("inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", container(name, host), check=False)
     if said.returncode or not said.stdout.strip():
         raise LabError(f"Lab {name} has no running host {host}. `lab up` makes it; `lab status` lists what there is.")
     return said.stdout.strip()
@@ -344,13 +326,8 @@ def status(name=None):
         return
     for lab in [name] if name else names():
         known = state(lab) or {}
-        say(
-            f"lab {lab}: server {known.get('server', 'unknown')}, "
-            f"faults: {', '.join(' '.join(fault) for fault in known.get('faults', [])) or 'none'}"
-        )
-        said = docker(
-            "ps", "--all", "--filter", f"label=gpufleet.lab={lab}", "--format", "  {{.Names}}\t{{.Status}}\t{{.Image}}"
-        ).stdout
+        say(f"lab {lab}: server {known.get('server', 'unknown')}, faults: {', '.join(' '.join(fault) for fault in known.get('faults', [])) or 'none'}")
+        said = docker("ps", "--all", "--filter", f"label=gpufleet.lab={lab}", "--format", "  {{.Names}}\t{{.Status}}\t{{.Image}}").stdout
         print(said, end="", flush=True)
 
 

@@ -112,13 +112,8 @@ def library():
             say("Compiling the NVML simulator (2 s)")
             run(["sh", NVML / "build.sh", work])
         else:
-            say(
-                f"Compiling the NVML simulator in a Debian 12 container: this machine's C library "
-                f"{version[0]}.{version[1]} is newer than a host's (60 s)"
-            )
-            script = (
-                "apt-get update -q && apt-get install -q -y --no-install-recommends gcc libc6-dev && sh /nvml/build.sh /out"
-            )
+            say(f"Compiling the NVML simulator in a Debian 12 container: this machine's C library {version[0]}.{version[1]} is newer than a host's (60 s)")
+            script = "apt-get update -q && apt-get install -q -y --no-install-recommends gcc libc6-dev && sh /nvml/build.sh /out"
             docker(
                 "run",
                 "--rm",

@@ -30,10 +30,7 @@ def grade(asked=None):
     build = LAB / "real" / "build"
     built = os.access(build, os.X_OK) and run([build, "--check"], check=False).returncode == 0
     if asked == "real" and not built:
-        raise LabError(
-            "LAB_SERVER=real, but the real Ollama server is not built on this machine. "
-            "`make real-server` builds it (about 20 min on 2 cores)."
-        )
+        raise LabError("LAB_SERVER=real, but the real Ollama server is not built on this machine. `make real-server` builds it (about 20 min on 2 cores).")
     return "real" if built else "standin"
 
 
@@ -101,9 +98,7 @@ def start(name, network, tag, root):
     def look():
         state = docker("inspect", "--format", "{{.State.Running}}", box, check=False).stdout.strip()
         if state != "true":
-            raise LabError(
-                f"The mirror ended at once:\n{docker('logs', box, check=False).stdout}{docker('logs', box, check=False).stderr}"
-            )
+            raise LabError(f"The mirror ended at once:\n{docker('logs', box, check=False).stdout}{docker('logs', box, check=False).stderr}")
         probe = "import socket; socket.create_connection(('127.0.0.1', 443), 2).close()"
         return docker("exec", box, "python3", "-c", probe, check=False).returncode == 0
 

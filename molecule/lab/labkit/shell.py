@@ -64,16 +64,12 @@ def run(command, stdin=None, log=None, check=True, env=None):
             with open(log, "ab") as sink:
                 done = subprocess.run(command, stdout=sink, stderr=subprocess.STDOUT, check=False, **settings)
     except FileNotFoundError as fault:
-        raise LabError(
-            f"The command {command[0]} is not on this machine. `lab engine up` installs what the lab needs."
-        ) from fault
+        raise LabError(f"The command {command[0]} is not on this machine. `lab engine up` installs what the lab needs.") from fault
     if check and done.returncode != 0:
         if log is not None:
             said = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]) + f"\n(all of it: {log})"
         else:
-            said = "\n".join(
-                part if isinstance(part, str) else part.decode(errors="replace") for part in (done.stdout, done.stderr)
-            )
+            said = "\n".join(part if isinstance(part, str) else part.decode(errors="replace") for part in (done.stdout, done.stderr))
         raise LabError(f"`{' '.join(command)[:300]}` ended with {done.returncode}:\n{said.strip()}")
     return done
 

@@ -89,12 +89,7 @@ def authorities(bundles):
     """
     files = sorted(glob.glob("/usr/local/share/ca-certificates/**/*.crt", recursive=True))
     for bundle in bundles:
-        if (
-            bundle
-            and os.path.isfile(bundle)
-            and os.path.realpath(bundle) != "/etc/ssl/certs/ca-certificates.crt"
-            and "certifi" not in bundle
-        ):
+        if bundle and os.path.isfile(bundle) and os.path.realpath(bundle) != "/etc/ssl/certs/ca-certificates.crt" and "certifi" not in bundle:
             files.append(bundle)
     found = {}
     for path in files:

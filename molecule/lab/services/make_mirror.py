@@ -147,13 +147,7 @@ def tree_digest(tree: dict) -> str:
     """Return a digest of a tree's content."""
     sha = hashlib.sha256(b"tar.zst 1")
     for name, (content, mode) in sorted(tree.items()):
-        body = (
-            content
-            if isinstance(content, bytes)
-            else content.encode()
-            if isinstance(content, str)
-            else sha256_file(content).encode()
-        )
+        body = content if isinstance(content, bytes) else content.encode() if isinstance(content, str) else sha256_file(content).encode()
         sha.update(f"{name}\0{mode}\0{len(body)}\0".encode() + body)
     return sha.hexdigest()
 
@@ -260,9 +254,7 @@ def model_file(shape: str, layers: int | None) -> dict:
         with open(path, "rb") as handle:
             head = handle.read(header)
         digest = hole_digest(head, made["bytes"]) if sparse else sha256_file(path)
-        write_if_changed(
-            facts, json.dumps({"digest": digest, "size": made["bytes"], "header": header if sparse else None}).encode()
-        )
+        write_if_changed(facts, json.dumps({"digest": digest, "size": made["bytes"], "header": header if sparse else None}).encode())
     return {"path": path, **json.loads(facts.read_text(encoding="utf-8"))}
 
 

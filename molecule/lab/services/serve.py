@@ -283,9 +283,7 @@ def main(argv: list | None = None) -> int:
     open_ports = listeners(Mirror(args.root), args.bind, args.port, args.http_port, args.cert, args.key)
     for one in open_ports:
         threading.Thread(target=one.serve_forever, daemon=True).start()
-        print(
-            f"lab mirror: {'https' if one.context else 'http'} on {one.server_address[0]}:{one.server_address[1]}", flush=True
-        )
+        print(f"lab mirror: {'https' if one.context else 'http'} on {one.server_address[0]}:{one.server_address[1]}", flush=True)
     done = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: done.set())
