@@ -363,7 +363,7 @@ def test_a_process_of_this_machine_is_read():
     found = _guard.read_processes({"gpus": [gpu(processes=[process])]}, pwd.getpwuid(os.getuid()).pw_name)
     assert found[0]["uid_ok"] is True
     assert found[0]["start"] > 0
-    assert found[0]["cpu_s"] > 0
+    assert 0 <= found[0]["cpu_s"] < 3600  # ansible-test forks for each test: a process of a few milliseconds
     assert found[0]["proc_state"] in ("R", "S")
     gone = _guard.read_processes({"gpus": [gpu(processes=[dict(process, pid=2**22 + 1, uid=None)])]}, "no-such-user")
     assert (gone[0]["uid_ok"], gone[0]["start"], gone[0]["cpu_s"], gone[0]["kind"]) == (False, 0, None, "other")
@@ -698,7 +698,7 @@ def _guard_unit(pid):
 
 def test_the_program_starts_without_site_and_without_what_a_quiet_tick_does_not_need():
     """What a tick imports is what it costs: see tests/bench_guard.py."""
-    lib = str(REPO / ".collections")
+    lib = _guard.__file__.rpartition("/ansible_collections/")[0]
     code = (
         f"import sys; sys.path.insert(0, {lib!r})\n"
         "from ansible_collections.gpufleet.llm.plugins.module_utils import _guard\n"

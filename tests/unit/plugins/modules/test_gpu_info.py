@@ -128,24 +128,6 @@ def test_expectations(host):
     assert "'newest' is no Ollama version" in wrong["msg"]
 
 
-def test_the_managed_python_is_taken(tmp_path):
-    """With another interpreter than the one it runs under, the module starts itself anew there (through Ansible itself)."""
-    other = tmp_path / "venv/bin/python"
-    other.parent.mkdir(parents=True)
-    other.symlink_to(sys.executable)
-
-    command = ["-m", "ansible", "adhoc", "localhost", "-c", "local", "-i", "localhost,", "-m", "gpufleet.llm.gpu_info"]
-    done = subprocess.run(
-        [sys.executable, *command, "-e", f"ansible_python_interpreter={sys.executable}", "-a", f"python={other}"],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=tmp_path,
-        env=dict(os.environ, ANSIBLE_COLLECTIONS_PATH=str(REPO / ".collections")),
-    )
-    assert json.loads(done.stdout.partition("=>")[2])["client"]["python"] == str(other)
-
-
 def test_a_managed_python_that_is_not_there_is_passed_over(host, tmp_path):
     answer = host(python=str(tmp_path / "absent"))
     assert (answer["client"]["python_found"], answer["client"]["python_in_venv"], answer["state"]) == (False, False, "ok")
