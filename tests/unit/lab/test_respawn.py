@@ -24,6 +24,6 @@ def test_the_managed_python_is_taken(tmp_path, repo):
         text=True,
         check=True,
         cwd=tmp_path,
-        env=dict(os.environ, ANSIBLE_COLLECTIONS_PATH=str(repo / ".collections")),
+        env=dict(os.environ, ANSIBLE_CALLBACK_RESULT_FORMAT="json", ANSIBLE_COLLECTIONS_PATH=str(repo / ".collections")),
     )
     assert json.loads(done.stdout.partition("=>")[2])["client"]["python"] == str(other)
