@@ -163,13 +163,15 @@ def test_no_engine_and_no_such_user(tmp_path, header):
             _dry_run.find(str(tmp_path), {}, "no-such-user")
 
 
-@pytest.mark.skipif(
-    not list(pathlib.Path(os.environ.get("GPUFLEET_CACHE", "~/.cache/gpufleet")).expanduser().glob("real/*/lab/ggml-rpc-server")),
-    reason="needs make real-server",
-)
+CACHE = pathlib.Path(os.environ.get("GPUFLEET_CACHE", "~/.cache/gpufleet")).expanduser()
+ENGINES = sorted(path.parents[1] for path in CACHE.glob("real/*/lab/ggml-rpc-server"))
+
+
+@pytest.mark.skipif(not ENGINES, reason="needs make real-server")
+@pytest.mark.parametrize("release", ENGINES, ids=lambda path: path.name)
 @pytest.mark.parametrize("cards", [1, 2])
-def test_the_real_engine_still_speaks_this_form(cards):
-    folder = bench_plan.engine_folder()
+def test_each_real_engine_still_speaks_this_form(cards, release):
+    folder = release / "lib" / "ollama"
     header = bench_plan.header_of("qwen3-4b-q4_K_M")
     with bench_plan.simulated_card(folder.parents[1]) as first, bench_plan.simulated_card(folder.parents[1]) as second:
         engine = _dry_run.find(str(folder), {"LLAMA_ARG_RPC": f"{first},{second}"})
