@@ -60,6 +60,11 @@ test-fast: setup ## Lint and unit tests, for the inner loop
 test-full: setup ## All of it, with the long scenarios
 	@tools/test full
 
+SCENARIO ?= default
+.PHONY: scenario
+scenario: setup ## One Molecule scenario, SCENARIO=default; LAB_PLATFORM=ubuntu2404 makes its host another system
+	@tools/test scenario $(SCENARIO)
+
 .PHONY: lint
 lint: setup ## Linters only
 	@tools/test lint

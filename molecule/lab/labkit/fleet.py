@@ -63,8 +63,8 @@ def check_hosts(hosts):
         }
         if not NAME.match(full.get("name", "")) or full["name"] == "mirror":
             raise LabError(f"{full.get('name')!r} cannot be a host of the lab: wanted are small letters, digits and dashes, and not `mirror`.")
-        if full["image"] not in world.SUITES:
-            raise LabError(f"Host {full['name']} of the lab asks for image {full['image']!r}; there are {', '.join(world.SUITES)}.")
+        if full["image"] not in world.PLATFORMS:
+            raise LabError(f"Host {full['name']} of the lab asks for image {full['image']!r}; there are {', '.join(world.PLATFORMS)}.")
         checked.append(full)
     if len({host["name"] for host in checked}) != len(checked):
         raise LabError("Two hosts of the lab have the same name.")
@@ -99,13 +99,17 @@ def _running(container_name):
     return None if said.returncode else said.stdout.strip() == "true"
 
 
-def _cgroup_words(cgroup, suite):
+def _cgroup_words(cgroup, image_name):
     """Return (engine options, arguments of PID 1) that let systemd manage its own control groups without --privileged."""
     if cgroup == 2:
         return ["--cgroupns", "private"], []
     words = ["--volume", "/sys/fs/cgroup/systemd:/sys/fs/cgroup/systemd:rw"]
-    # systemd 256 and later refuse cgroup v1 unless told on their command line.
-    return words, ["SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1"] if suite != "bookworm" else []
+    # systemd 256 and 257 refuse cgroup v1 unless told on their command line; 258 and later cannot use it at all.
+    if image_name == "ubuntu2604":
+        raise LabError(
+            "This machine has cgroup v1, and systemd of ubuntu2604 needs cgroup v2. Run that host on a machine with cgroup v2, or take another image."
+        )
+    return words, ["SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1"] if image_name == "debian13" else []
 
 
 def _start_host(name, host, tag, cgroup):
@@ -114,7 +118,7 @@ def _start_host(name, host, tag, cgroup):
     box = container(name, host["name"])
     if _running(box) is not None:
         docker("rm", "--force", "--volumes", box)
-    cgroup_words, init_words = _cgroup_words(cgroup, world.SUITES[host["image"]])
+    cgroup_words, init_words = _cgroup_words(cgroup, host["image"])
     archives = cache("apt", f"{name}-{host['name']}-{host['image']}")
     pip = cache("pip")
     for path in (archives, pip):

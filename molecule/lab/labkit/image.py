@@ -1,7 +1,7 @@
 # Copyright (c) 2026, gpufleet.llm maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Images of lab hosts: debootstrap from the machine's own APT source, then the machine's world on top."""
+"""Images of lab hosts: a bare system by debootstrap or from an official image, then the machine's world on top."""
 
 from __future__ import annotations
 
@@ -48,6 +48,29 @@ MASKED = [
 ]
 """What the container's engine does in their place, or what a container cannot do."""
 
+PREPARE = r"""
+set -e
+export DEBIAN_FRONTEND=noninteractive
+# An official image throws packages away, keeps services down and leaves manuals out, as no server does.
+rm -f /etc/apt/apt.conf.d/docker-* /etc/dpkg/dpkg.cfg.d/docker-* /etc/dpkg/dpkg.cfg.d/excludes
+rm -f /etc/update-motd.d/60-unminimize
+if [ -s /etc/apt/lab.list ]; then
+    rm -f /etc/apt/sources.list.d/*
+    mv /etc/apt/lab.list /etc/apt/sources.list
+fi
+apt-get update -q
+apt-get install -q -y --no-install-recommends %(include)s
+# Last: while packages were installed it kept their services from being started in a container without systemd.
+rm -f /usr/sbin/policy-rc.d
+rm -rf /var/lib/apt/lists/* /var/cache/apt/archives/*.deb
+"""
+"""What makes of an official image what debootstrap makes; /etc/apt/lab.list is there where this machine knows a source."""
+
+SCRIPTS = {"debian": "sid", "ubuntu": "gutsy"}
+"""debootstrap's script for a suite that is younger than debootstrap; those of all recent suites are links to it."""
+
+KEYRINGS = {"debian": "/usr/share/keyrings/debian-archive-keyring.gpg", "ubuntu": "/usr/share/keyrings/ubuntu-archive-keyring.gpg"}
+
 FINISH = r"""
 set -e
 rm -f /etc/apt/apt.conf.d/docker-clean /etc/machine-id /var/lib/dbus/machine-id
@@ -93,12 +116,58 @@ def exists(tag):
     return docker("image", "inspect", "--format", "{{.Id}}", tag, check=False).returncode == 0
 
 
-def base(suite, sources):
-    """Return the tag of the bare suite, built by debootstrap if the engine does not have it."""
+def base(name, sources):
+    """Return the tag of a platform's bare image, made if the engine does not have it."""
+    if world.way_to_base(sources) == "registry":
+        return _base_from_registry(name, sources)
+    return _base_from_debootstrap(name, sources)
+
+
+def _base_from_registry(name, sources):
+    """Return the tag of a bare image that is an official one made complete by APT."""
+    official = world.base_image(name)
+    if not exists(official):
+        with step(f"Pulling {official}", "10-60 s"):
+            docker("pull", "--quiet", official)
+    read = docker("run", "--rm", "--label", "gpufleet.lab=image", official, "cat", "/etc/os-release", check=False).stdout
+    if world.platform_of(read) != name:
+        said = ", ".join(line for line in read.splitlines() if line.startswith(("ID=", "VERSION_ID="))) or "no os-release"
+        raise LabError(f"The image {official} has {said}; {name} was wanted. Correct LAB_BASE_PREFIX, or remove that image and let the lab pull it.")
+    identity = docker("image", "inspect", "--format", "{{.Id}}", official).stdout.strip()
+    laid = _apt_files(name, sources, "/etc/apt/lab.list")
+    environment = world.proxies(ca.NAMES)
+    script = PREPARE % {"include": " ".join(INCLUDE)}
+    tag = f"{BASE}:{name}-{_digest([identity, script, _plain(laid), environment])}"
+    if exists(tag):
+        return tag
+    log = cache("log", f"base-{name}.log")
+    if log.exists():
+        log.unlink()
+    with step(f"Making {official} a server: systemd, Python and what else a bare one has", "30-90 s"):
+        words = [word for key, value in sorted(environment.items()) for word in ("--env", f"{key}={value}")]
+        made = docker("run", "--detach", "--label", "gpufleet.lab=image", *words, official, "sleep", "1800").stdout.strip()
+        try:
+            if laid:
+                docker("exec", "-i", made, "tar", "-C", "/", "-x", "--no-same-owner", stdin=archive(laid))
+            docker("exec", made, "sh", "-c", script, log=log)
+            docker("commit", "--change", 'CMD ["/sbin/init"]', made, tag)
+        finally:
+            docker("rm", "--force", made)
+    return tag
+
+
+def _base_from_debootstrap(name, sources):
+    """Return the tag of a bare image that debootstrap makes."""
+    suite, distribution = world.PLATFORMS[name]["suite"], world.PLATFORMS[name]["distribution"]
     recipe = {"suite": suite, "include": INCLUDE, "mirror": sources[0][0] if sources else None, "version": 1}
     tag = f"{BASE}:{suite}-{_digest(recipe)}"
     if exists(tag):
         return tag
+    if not os.path.exists(KEYRINGS[distribution]):
+        raise LabError(
+            f"{KEYRINGS[distribution]} is not on this machine, so packages of {suite} could not be verified. "
+            f"Install {distribution}-{'archive-' if distribution == 'debian' else ''}keyring, or set LAB_BASE=registry."
+        )
     work = cache("work")
     work.mkdir(parents=True, exist_ok=True)
     target = tempfile.mkdtemp(prefix=f"{suite}-", dir=work)
@@ -106,10 +175,9 @@ def base(suite, sources):
     if log.exists():
         log.unlink()
     try:
-        with step(f"Building the bare {suite} with debootstrap from this machine's own APT source", "50-90 s"):
-            words = ["debootstrap", "--variant=minbase", f"--include={','.join(INCLUDE)}", suite, target]
-            if sources:
-                words.append(sources[0][0])
+        with step(f"Building the bare {suite} with debootstrap from {'its APT source' if sources else 'its own default mirror'}", "50-90 s"):
+            words = ["debootstrap", "--variant=minbase", f"--keyring={KEYRINGS[distribution]}", f"--include={','.join(INCLUDE)}", suite, target]
+            words += debootstrap_words(distribution, suite, sources)
             run(as_root(words), log=log)
         with step(f"Importing it as {tag}", "10 s"):
             # /dev is the container's own; .deb files and lists are fetched again where they are needed.
@@ -144,7 +212,41 @@ def base(suite, sources):
     return tag
 
 
-def files(suite, sources):
+def debootstrap_words(distribution, suite, sources, scripts="/usr/share/debootstrap/scripts"):
+    """Return the last arguments of debootstrap: the mirror, and a script where it has none of the suite's name."""
+    words = [sources[0][0]] if sources else []
+    if not os.path.exists(os.path.join(scripts, suite)):
+        if not words:
+            raise LabError(
+                f"This machine's debootstrap does not know {suite}, nor is there a source of it. "
+                f"Set {world.DISTRIBUTIONS[distribution]['mirror']}, or LAB_BASE=registry."
+            )
+        words.append(os.path.join(scripts, SCRIPTS[distribution]))
+    return words
+
+
+def _apt_files(name, sources, path):
+    """Return {path: (content, mode)} of what APT has to know to reach the sources; path: of their list."""
+    laid = {}
+    if sources:
+        components = world.DISTRIBUTIONS[world.PLATFORMS[name]["distribution"]]["components"]
+        lines = [f"deb {uri} {release} {components}" for uri, release in sources]
+        laid[path] = ("\n".join(lines) + "\n", 0o644)
+    configuration = world.apt_configuration()
+    if configuration:
+        laid["/etc/apt/apt.conf.d/80controller"] = ("\n".join(configuration) + "\n", 0o644)
+    for secret in ["/etc/apt/auth.conf", *sorted(_listed("/etc/apt/auth.conf.d"))]:
+        if os.path.isfile(secret) and os.access(secret, os.R_OK):
+            with open(secret, encoding="utf-8") as handle:
+                laid[secret] = (handle.read(), 0o600)
+    return laid
+
+
+def _plain(laid):
+    return {path: [str(part) for part in value] for path, value in laid.items()}
+
+
+def files(name, sources):
     """Return {path: (content, mode)} that makes a bare suite part of this machine's world and of the lab."""
     options = world.pip_options()
     bundles = [
@@ -160,16 +262,7 @@ def files(suite, sources):
     }
     for number, pem in enumerate(world.authorities(bundles)):
         laid[f"/usr/local/share/ca-certificates/controller-{number:02}.crt"] = (pem + "\n", 0o644)
-    if sources:
-        lines = [f"deb {uri} {release} main" for uri, release in sources]
-        laid["/etc/apt/sources.list"] = ("\n".join(lines) + "\n", 0o644)
-    configuration = world.apt_configuration()
-    if configuration:
-        laid["/etc/apt/apt.conf.d/80controller"] = ("\n".join(configuration) + "\n", 0o644)
-    for path in ["/etc/apt/auth.conf", *sorted(_listed("/etc/apt/auth.conf.d"))]:
-        if os.path.isfile(path) and os.access(path, os.R_OK):
-            with open(path, encoding="utf-8") as handle:
-                laid[path] = (handle.read(), 0o600)
+    laid.update(_apt_files(name, sources, "/etc/apt/sources.list"))
     return laid
 
 
@@ -178,28 +271,30 @@ def _listed(folder):
 
 
 def build(name):
-    """Return the tag of the image debian12 or debian13, built if its recipe or the machine's world has changed."""
-    if name not in world.SUITES:
-        raise LabError(f"There is no image {name!r}; the lab builds {', '.join(world.SUITES)}.")
-    suite = world.SUITES[name]
-    sources = world.apt_sources(suite)
-    laid = files(suite, sources)
+    """Return the tag of a platform's image, built if its recipe or the machine's world has changed."""
+    if name not in world.PLATFORMS:
+        raise LabError(f"There is no image {name!r}; the lab builds {', '.join(world.PLATFORMS)}.")
+    sources = world.apt_sources(name)
+    way = world.way_to_base(sources)
+    laid = files(name, sources)
     finish = FINISH % {"masked": " ".join(MASKED)}
     environment = world.proxies(ca.NAMES)
     recipe = {
-        "files": {path: [str(part) for part in value] for path, value in laid.items()},
+        "files": _plain(laid),
         "finish": finish,
         "environment": environment,
         "include": INCLUDE,
         "sources": sources,
         "version": 1,
     }
+    if way == "registry":
+        recipe["official"] = world.base_image(name)
     tag = f"{READY}:{name}-{_digest(recipe)}"
     if exists(tag):
         return tag
     if not sources:
-        say("This machine has no Debian source: debootstrap's own default mirror serves. LAB_DEBIAN_MIRROR names another.")
-    bare = base(suite, sources)
+        say(f"This machine has no APT source for {name}: " + ("the image's own serve" if way == "registry" else "debootstrap's own default serves"))
+    bare = base(name, sources)
     with step(f"Giving {name} this machine's certificates, APT sources and pip configuration", "10-20 s"):
         words = [word for key, value in sorted(environment.items()) for word in ("--env", f"{key}={value}")]
         made = docker("run", "--detach", "--label", "gpufleet.lab=image", *words, bare, "sleep", "600").stdout.strip()

@@ -18,8 +18,26 @@ from urllib.parse import urlsplit
 
 from .shell import LabError, run, say
 
-SUITES = {"debian12": "bookworm", "debian13": "trixie"}
-DEBIAN = tuple(SUITES.values()) + ("bullseye", "forky", "sid", "stable", "oldstable", "testing", "unstable")
+PLATFORMS = {
+    "debian12": {"distribution": "debian", "version": "12", "suite": "bookworm", "python": "3.11"},
+    "debian13": {"distribution": "debian", "version": "13", "suite": "trixie", "python": "3.13"},
+    "ubuntu2204": {"distribution": "ubuntu", "version": "22.04", "suite": "jammy", "python": "3.10"},
+    "ubuntu2404": {"distribution": "ubuntu", "version": "24.04", "suite": "noble", "python": "3.12"},
+    "ubuntu2604": {"distribution": "ubuntu", "version": "26.04", "suite": "resolute", "python": "3.14"},
+}
+"""What a host of the lab can be. python: /usr/bin/python3 of that release."""
+
+DISTRIBUTIONS = {
+    "debian": {
+        "origin": "Debian",
+        "components": "main",
+        "mirror": "LAB_DEBIAN_MIRROR",
+        "others": ("bullseye", "forky", "sid", "stable", "oldstable", "testing", "unstable"),
+    },
+    # Ubuntu keeps python3-venv, which a role wants, in universe.
+    "ubuntu": {"origin": "Ubuntu", "components": "main universe", "mirror": "LAB_UBUNTU_MIRROR", "others": ("focal", "questing", "devel")},
+}
+"""others: further suites of a machine whose addresses have those of the lab's platforms too."""
 TARGETS = "$(REPO_URI)|$(RELEASE)|$(COMPONENT)|$(ORIGIN)|$(LABEL)"
 
 
@@ -30,17 +48,22 @@ def _targets():
     return [row for row in rows if len(row) == 5]
 
 
-def debian_sources(targets, suite):
-    """Return [(uri, release)] of Debian's component main for a suite, derived from the machine's own rows; main archive first.
+def own_sources(targets, distribution, suite):
+    """Return [(uri, release)] of a distribution's suite, derived from the machine's own rows; main archive first.
 
-    A machine on bookworm that asks for trixie gets trixie from the same addresses.
+    A machine on bookworm that asks for trixie gets trixie from the same addresses. A row whose address only this machine can
+    follow (a list of mirrors on its disk, a CD) is no source for a container.
     """
+    known = DISTRIBUTIONS[distribution]
+    suites = {platform["suite"] for platform in PLATFORMS.values() if platform["distribution"] == distribution} | set(known["others"])
     found = {}
     for uri, release, component, origin, label in targets:
         base, dash, kind = release.replace("/", "-").partition("-")
         kind = {"": "", "updates": "updates", "security": "security"}.get(kind if dash else "")
         unknown = origin.startswith("$(") or not origin
-        if component != "main" or kind is None or base not in DEBIAN or not (unknown or origin == "Debian"):
+        if component != "main" or kind is None or base not in suites or not (unknown or origin == known["origin"]):
+            continue
+        if urlsplit(uri).scheme not in ("http", "https"):
             continue
         if kind == "" and not unknown and label == "Debian-Security":
             kind = "security"
@@ -50,15 +73,48 @@ def debian_sources(targets, suite):
     return [(found[kind], suite + (f"-{kind}" if kind else "")) for kind in ("", "updates", "security") if kind in found]
 
 
-def apt_sources(suite):
-    """Return [(uri, release)] for the images; [] where debootstrap's own default has to do."""
-    given = os.environ.get("LAB_DEBIAN_MIRROR")
+def apt_sources(name):
+    """Return [(uri, release)] for a platform's image; [] where this machine has no source of its distribution."""
+    platform = PLATFORMS[name]
+    given = os.environ.get(DISTRIBUTIONS[platform["distribution"]]["mirror"])
     if given:
-        return [(given, suite)]
+        return [(given, platform["suite"])]
     targets = _targets()
     if targets and all(row[3].startswith("$(") or not row[3] for row in targets):
         say("APT has no package lists yet; its sources are read without them")
-    return debian_sources(targets, suite)
+    return own_sources(targets, platform["distribution"], platform["suite"])
+
+
+def platform_of(os_release):
+    """Return the platform's name of an os-release text, None if the lab has no such platform."""
+    facts = {}
+    for line in os_release.splitlines():
+        key, equals, value = line.partition("=")
+        if equals:
+            facts[key.strip()] = value.strip().strip("\"'")
+    for name, platform in PLATFORMS.items():
+        if (facts.get("ID"), facts.get("VERSION_ID")) == (platform["distribution"], platform["version"]):
+            return name
+    return None
+
+
+def way_to_base(sources):
+    """Return how a bare image is made, "debootstrap" or "registry".
+
+    LAB_BASE says it; without it debootstrap serves where there is a source to take the distribution from.
+    """
+    given = os.environ.get("LAB_BASE") or "auto"
+    if given not in ("auto", "debootstrap", "registry"):
+        raise LabError(f"LAB_BASE is {given!r}; wanted is debootstrap, registry or auto (debootstrap where this machine has a source of the distribution).")
+    if given == "auto":
+        return "debootstrap" if sources else "registry"
+    return given
+
+
+def base_image(name):
+    """Return the name under which the engine finds the official image of a platform; LAB_BASE_PREFIX goes in front."""
+    platform = PLATFORMS[name]
+    return f"{os.environ.get('LAB_BASE_PREFIX', '')}{platform['distribution']}:{platform['version']}"
 
 
 def apt_configuration():
@@ -72,7 +128,7 @@ def apt_configuration():
         if re.search(r"//(localhost|127\.)", line):
             raise LabError(
                 f"APT of this machine uses a proxy on its own loopback ({line.strip()}), which containers "
-                "cannot reach. Let it listen on an address that they can, or set LAB_DEBIAN_MIRROR."
+                "cannot reach. Let it listen on an address that they can."
             )
     return lines
 

@@ -5,12 +5,17 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
-LAB = Path(__file__).resolve().parents[3] / "molecule" / "lab"
+from ansible_collections.gpufleet.llm.plugins.module_utils import _driver
+
+ROOT = Path(__file__).resolve().parents[3]
+LAB = ROOT / "molecule" / "lab"
 if not LAB.is_dir():
     pytest.skip("the lab is not part of the built collection", allow_module_level=True)
 sys.path.insert(0, str(LAB))
@@ -48,7 +53,166 @@ def row(uri, release, component="main", origin="Debian", label="Debian"):
 )
 def test_debian_sources_come_from_the_machines_own(rows, suite, wanted):
     """The first row of each kind counts, the suite is replaced."""
-    assert world.debian_sources(rows, suite) == wanted
+    assert world.own_sources(rows, "debian", suite) == wanted
+
+
+U = "http://three.example/ubuntu/"
+
+
+def ubuntu(release, uri=U, **more):
+    """Return a row of Ubuntu's."""
+    return row(uri, release, **{"origin": "Ubuntu", "label": "Ubuntu", **more})
+
+
+@pytest.mark.parametrize(
+    ("rows", "suite", "wanted"),
+    [
+        (
+            [ubuntu("noble"), ubuntu("noble", component="universe"), ubuntu("noble-security", "http://four.example/ubuntu/"), ubuntu("noble-updates")],
+            "jammy",
+            [(U, "jammy"), (U, "jammy-updates"), ("http://four.example/ubuntu/", "jammy-security")],
+        ),
+        ([ubuntu("jammy", origin="$(ORIGIN)", label="$(LABEL)")], "resolute", [(U, "resolute")]),
+        # Debian's rows, somebody's archive for Ubuntu, a suite of neither, and addresses that a container cannot follow
+        ([row(A, "bookworm")], "noble", []),
+        ([ubuntu("noble", origin="Somebody")], "noble", []),
+        ([ubuntu("noble-backports")], "noble", []),
+        ([ubuntu("noble", "mirror+file:/etc/apt/apt-mirrors.txt/")], "noble", []),
+        ([ubuntu("noble", "file:/srv/ubuntu/")], "noble", []),
+    ],
+)
+def test_ubuntus_sources_come_from_the_machines_own(rows, suite, wanted):
+    """Ubuntu's rows serve Ubuntu only, and only those that a container can reach."""
+    assert world.own_sources(rows, "ubuntu", suite) == wanted
+
+
+def test_a_named_mirror_serves_its_own_distribution_only(monkeypatch):
+    """LAB_UBUNTU_MIRROR says nothing about Debian."""
+    monkeypatch.setattr(world, "_targets", list)
+    monkeypatch.delenv("LAB_DEBIAN_MIRROR", raising=False)
+    monkeypatch.setenv("LAB_UBUNTU_MIRROR", U)
+    assert world.apt_sources("ubuntu2604") == [(U, "resolute")]
+    assert world.apt_sources("debian13") == []
+
+
+@pytest.mark.parametrize(
+    ("given", "sources", "wanted"),
+    [
+        ("", [(A, "bookworm")], "debootstrap"),
+        ("", [], "registry"),
+        ("auto", [], "registry"),
+        ("registry", [(A, "bookworm")], "registry"),
+        ("debootstrap", [], "debootstrap"),
+    ],
+)
+def test_the_way_to_a_bare_image(monkeypatch, given, sources, wanted):
+    """LAB_BASE says it, else it is debootstrap where there is a source."""
+    monkeypatch.setenv("LAB_BASE", given)
+    assert world.way_to_base(sources) == wanted
+
+
+def test_a_way_that_does_not_exist_is_refused(monkeypatch):
+    """A typing error is not taken for the default."""
+    monkeypatch.setenv("LAB_BASE", "regitsry")
+    with pytest.raises(LabError, match="regitsry"):
+        world.way_to_base([])
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ('NAME="Ubuntu"\nID=ubuntu\nID_LIKE=debian\nVERSION_ID="22.04"\nUBUNTU_CODENAME=jammy\n', "ubuntu2204"),
+        ('ID=ubuntu\nVERSION_ID="24.04"\n', "ubuntu2404"),
+        ("ID=ubuntu\nVERSION_ID='26.04'\n", "ubuntu2604"),
+        ('VERSION_ID="12"\nID=debian\n', "debian12"),
+        ('ID=debian\nVERSION_ID="13"\n', "debian13"),
+        ('ID=ubuntu\nVERSION_ID="12"\n', None),
+        ('ID=linuxmint\nID_LIKE=ubuntu\nVERSION_ID="22.04"\n', None),
+        ("ID=debian\n", None),
+        ("", None),
+    ],
+)
+def test_a_platform_is_read_from_os_release(text, wanted):
+    """Distribution and version both count; a relative of Ubuntu is not Ubuntu."""
+    assert world.platform_of(text) == wanted
+
+
+def test_the_engine_is_asked_for_the_official_name(monkeypatch):
+    """LAB_BASE_PREFIX goes in front of it."""
+    monkeypatch.delenv("LAB_BASE_PREFIX", raising=False)
+    assert [world.base_image(name) for name in world.PLATFORMS] == ["debian:12", "debian:13", "ubuntu:22.04", "ubuntu:24.04", "ubuntu:26.04"]
+    monkeypatch.setenv("LAB_BASE_PREFIX", "local/")
+    assert world.base_image("debian12") == "local/debian:12"
+
+
+def test_the_roles_accept_what_the_lab_builds():
+    """The list of the role cuda and the lab's platforms are the same."""
+    built = {}
+    for platform in world.PLATFORMS.values():
+        built.setdefault(platform["distribution"], []).append(platform["version"])
+    assert {name: list(versions) for name, versions in _driver.SUPPORTED.items()} == built
+
+
+@pytest.mark.parametrize("role", ["cuda", "ollama", "models", "open_webui", "vram_guard"])
+def test_a_roles_metadata_names_the_same_systems(role):
+    """roles/*/meta/main.yml lists every platform that the lab can build a host of."""
+    meta = yaml.safe_load((ROOT / "roles" / role / "meta" / "main.yml").read_text(encoding="utf-8"))
+    said = {(entry["name"].lower(), suite) for entry in meta["galaxy_info"]["platforms"] for suite in entry["versions"]}
+    assert said == {(platform["distribution"], platform["suite"]) for platform in world.PLATFORMS.values()}
+
+
+def test_ubuntus_hosts_get_universe(monkeypatch):
+    """python3-venv is there, and the role cuda installs it."""
+    monkeypatch.setattr(world, "apt_configuration", list)
+    laid = image._apt_files("ubuntu2404", [(U, "noble"), (U, "noble-updates")], "/etc/apt/sources.list")
+    assert laid["/etc/apt/sources.list"][0] == f"deb {U} noble main universe\ndeb {U} noble-updates main universe\n"
+    laid = image._apt_files("debian12", [(A, "bookworm")], "/etc/apt/sources.list")
+    assert laid["/etc/apt/sources.list"][0] == f"deb {A} bookworm main\n"
+
+
+def test_a_suite_younger_than_debootstrap_gets_its_distributions_script(tmp_path):
+    """Debian 12's debootstrap knows no noble; without a mirror it could not guess one either."""
+    (tmp_path / "jammy").touch()
+    assert image.debootstrap_words("ubuntu", "jammy", [(U, "jammy")], tmp_path) == [U]
+    assert image.debootstrap_words("ubuntu", "noble", [(U, "noble")], tmp_path) == [U, str(tmp_path / "gutsy")]
+    with pytest.raises(LabError, match="LAB_UBUNTU_MIRROR"):
+        image.debootstrap_words("ubuntu", "noble", [], tmp_path)
+
+
+def official(monkeypatch, os_release):
+    """Let the engine have one image with this os-release, and nothing else to say."""
+
+    def engine(*words, **settings):
+        if words[0] == "run":
+            return subprocess.CompletedProcess(words, 0, os_release, "")
+        raise AssertionError(f"unexpected: {words}")
+
+    monkeypatch.setattr(image, "exists", lambda tag: True)
+    monkeypatch.setattr(image, "docker", engine)
+
+
+def test_an_image_of_another_system_is_refused(monkeypatch):
+    """What a prefix leads to is looked at, not believed."""
+    official(monkeypatch, 'ID=debian\nVERSION_ID="13"\n')
+    with pytest.raises(LabError, match=r'VERSION_ID="13".*debian12 was wanted'):
+        image._base_from_registry("debian12", [])
+
+
+def test_cgroup_v1_is_offered_only_to_a_systemd_that_takes_it():
+    """256 and 257 want a word for it, 258 and later have it no more."""
+    assert fleet._cgroup_words(1, "debian12")[1] == []
+    assert fleet._cgroup_words(1, "ubuntu2404")[1] == []
+    assert fleet._cgroup_words(1, "debian13")[1] == ["SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1"]
+    with pytest.raises(LabError, match="cgroup v2"):
+        fleet._cgroup_words(1, "ubuntu2604")
+    assert fleet._cgroup_words(2, "ubuntu2604") == (["--cgroupns", "private"], [])
+
+
+def test_the_scenario_leaves_open_webui_out_where_its_python_is_missing():
+    """The inventory's list is what the platforms' Python says: 3.11 or 3.12."""
+    said = yaml.safe_load((ROOT / "molecule" / "default" / "inventory" / "hosts.yml").read_text(encoding="utf-8"))["all"]["vars"]
+    able = [name for name, platform in world.PLATFORMS.items() if platform["python"] in ("3.11", "3.12")]
+    assert said["open_webui_enabled"] == "{{ lab_image in " + repr(able) + " }}"
 
 
 def test_pip_options_are_read_in_pips_own_order():
