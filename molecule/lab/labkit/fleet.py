@@ -106,9 +106,7 @@ def _cgroup_words(cgroup, image_name):
     words = ["--volume", "/sys/fs/cgroup/systemd:/sys/fs/cgroup/systemd:rw"]
     # systemd 256 and 257 refuse cgroup v1 unless told on their command line; 258 and later cannot use it at all.
     if image_name == "ubuntu2604":
-        raise LabError(
-            "This machine has cgroup v1, and systemd of ubuntu2604 needs cgroup v2. Run that host on a machine with cgroup v2, or take another image."
-        )
+        raise LabError("This machine has cgroup v1, and systemd of ubuntu2604 needs cgroup v2. Run that host on a machine with v2, or take another image.")
     return words, ["SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1"] if image_name == "debian13" else []
 
 
