@@ -163,10 +163,11 @@ def _base_from_debootstrap(name, sources):
     tag = f"{BASE}:{suite}-{_digest(recipe)}"
     if exists(tag):
         return tag
-    if not os.path.exists(KEYRINGS[distribution]):
+    keyring = os.environ.get(f"LAB_{distribution.upper()}_KEYRING") or KEYRINGS[distribution]
+    if not os.path.exists(keyring):
         raise LabError(
-            f"{KEYRINGS[distribution]} is not on this machine, so packages of {suite} could not be verified. "
-            f"Install {distribution}-{'archive-' if distribution == 'debian' else ''}keyring, or set LAB_BASE=registry."
+            f"{keyring} is not on this machine, so packages of {suite} could not be verified. Let LAB_{distribution.upper()}_KEYRING name the "
+            f"keyring of {distribution}'s archive (package {distribution}-{'archive-' if distribution == 'debian' else ''}keyring), or set LAB_BASE=registry."
         )
     work = cache("work")
     work.mkdir(parents=True, exist_ok=True)
@@ -176,7 +177,7 @@ def _base_from_debootstrap(name, sources):
         log.unlink()
     try:
         with step(f"Building the bare {suite} with debootstrap from {'its APT source' if sources else 'its own default mirror'}", "50-90 s"):
-            words = ["debootstrap", "--variant=minbase", f"--keyring={KEYRINGS[distribution]}", f"--include={','.join(INCLUDE)}", suite, target]
+            words = ["debootstrap", "--variant=minbase", f"--keyring={keyring}", f"--include={','.join(INCLUDE)}", suite, target]
             words += debootstrap_words(distribution, suite, sources)
             run(as_root(words), log=log)
         with step(f"Importing it as {tag}", "10 s"):
