@@ -85,6 +85,10 @@ contract: setup ## The contract suite against the stand-in and, where it is buil
 bench-plan: setup ## The plan's formula beside the real server's dry run
 	@$(BIN)/python tests/bench_plan.py
 
+.PHONY: bench-load
+bench-load: setup ## The plan beside what the real server then takes of a simulated card
+	@$(BIN)/python tests/bench_load.py
+
 .PHONY: bench-guard
 bench-guard: setup ## What a tick of the guard costs
 	@$(BIN)/python tests/bench_guard.py

@@ -121,7 +121,9 @@ def flags(path, port, wish, num_batch):
 def run(engine, wish, cards, num_batch, given=False):
     """What the engine projects for a settled wish of _plan on these cards, or {"refused": why}.
 
-    {"weights_mib", "kv_mib", "compute_mib", "host_mib", "per_card_mib": [MiB of each device], "engine", "seconds"}
+    {"weights_mib", "kv_mib", "compute_mib", "host_mib", "device_mib", "per_card_mib": [MiB of each device], "engine", "seconds"}
+
+    device_mib: the engine's own sum over all devices, cut to whole MiB once; its terms are cut one by one and add up to less.
 
     given: the cards are not this host's own, so their room is not looked at; the figures do not depend on it.
     """
@@ -222,5 +224,6 @@ def parse(text):
         "kv_mib": sum(one["context"] for one in devices),
         "compute_mib": sum(one["compute"] for one in devices),
         "host_mib": sum(hosts),
+        "device_mib": int(projected[1]),
         "per_card_mib": [one["self"] for one in devices],
     }

@@ -26,6 +26,9 @@ SCHEMA = 1
 # Contexts that a suggestion may name, besides the model's own length.
 CONTEXTS = (262144, 131072, 65536, 40960, 32768, 16384, 8192, 4096)
 
+# What the engine itself allocates on the cards.
+ENGINE_TERMS = ("weights_mib", "kv_mib", "compute_mib")
+
 # A dry run and a formula that differ by more than this are reported: the formula is out of date.
 AGREEMENT = 0.02
 
@@ -163,10 +166,14 @@ def predict_on(wish, card, build):
 
 
 def measured(terms, dry):
-    """The formula's terms with weights, KV and compute of a dry run ({weights_mib, kv_mib, compute_mib}) in their place."""
-    made = {**terms, **{key: dry[key] for key in ("weights_mib", "kv_mib", "compute_mib")}, "known": True}
-    parts = ("weights_mib", "kv_mib", "compute_mib", "context_mib", "scratch_mib")
-    return {**made, "total_mib": sum(made[part] or 0 for part in parts)}
+    """The formula's terms with weights, KV and compute of a dry run ({weights_mib, kv_mib, compute_mib, device_mib}) in their place."""
+    made = {**terms, **{key: dry[key] for key in ENGINE_TERMS}, "known": True}
+    return {**made, "total_mib": engine_mib(dry) + (made["context_mib"] or 0) + (made["scratch_mib"] or 0)}
+
+
+def engine_mib(part):
+    """What the engine takes of the cards: a dry run's own sum, which is cut to whole MiB once, or else weights, KV and compute added."""
+    return part["device_mib"] if part.get("device_mib") else sum(part[key] or 0 for key in ENGINE_TERMS)
 
 
 # --- the plan ---
@@ -270,7 +277,7 @@ def _entry(wish, cards, budgets, build, dry_run):
         if len(dry["per_card_mib"]) == len(per_card):
             extra = formula["context_mib"] // len(per_card) + (formula["scratch_mib"] or 0) // len(per_card)
             per_card = {index: share + extra for index, share in zip(sorted(per_card), dry["per_card_mib"])}
-        told, seen = (sum(part[key] or 0 for key in ("weights_mib", "kv_mib", "compute_mib")) for part in (formula, dry))
+        told, seen = engine_mib(formula), engine_mib(dry)
         if formula["known"] and abs(told - seen) > AGREEMENT * seen:
             warnings.append(
                 f"Model {wish['name']}: the formula says {told:,} MiB and the server's dry run {seen:,} MiB, {abs(told - seen) / seen:.1%} apart;"
@@ -286,7 +293,7 @@ def _entry(wish, cards, budgets, build, dry_run):
         warnings.append(f"Model {wish['name']} has a projector or adapter: its weights are counted, its working memory is not.")
     over = any(share > budgets[index] for index, share in per_card.items())
     fits = True if not cards else False if over else True if terms["known"] else None
-    sums = [sum(part[key] or 0 for key in ("weights_mib", "kv_mib", "compute_mib")) if part else None for part in (formula if formula["known"] else None, dry)]
+    sums = [engine_mib(part) if part else None for part in (formula if formula["known"] else None, dry)]
     return {
         "name": wish["name"],
         **{key: terms[key] for key in ("weights_mib", "kv_mib", "compute_mib", "context_mib", "scratch_mib", "total_mib", "host_mib")},
@@ -367,7 +374,8 @@ def remembered(old_text, wish, cards, num_batch, engine_label):
             return None
         each = entry["context_mib"] // len(cards) + (entry["scratch_mib"] or 0) // len(cards)
         shares = [entry["per_gpu_mib"][str(card["index"])] - each for card in cards]
-        return {**{key: int(entry[key]) for key in ("weights_mib", "kv_mib", "compute_mib")}, "per_card_mib": shares, "engine": engine_label}
+        sums = {**{key: int(entry[key]) for key in ENGINE_TERMS}, "device_mib": int(entry["dry_run_mib"])}
+        return {**sums, "per_card_mib": shares, "engine": engine_label}
     except (ValueError, KeyError, TypeError, StopIteration, AttributeError):
         return None
 

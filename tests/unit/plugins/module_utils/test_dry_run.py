@@ -33,7 +33,7 @@ CARD = {"index": 0, "uuid": None}
 
 def test_one_card():
     said = _dry_run.parse("noise\n" + HEAD + ONE + HOST + PROJECTED)
-    assert said == {"weights_mib": 14177, "kv_mib": 10240, "compute_mib": 196, "host_mib": 872, "per_card_mib": [24613]}
+    assert said == {"weights_mib": 14177, "kv_mib": 10240, "compute_mib": 196, "host_mib": 872, "device_mib": 24613, "per_card_mib": [24613]}
 
 
 def test_no_card():
@@ -47,7 +47,8 @@ def test_a_port_that_was_taken_says_nothing_of_the_model():
 
 
 def test_two_cards():
-    said = _dry_run.parse(HEAD + TWO + HOST + PROJECTED)
+    said = _dry_run.parse(HEAD + TWO + HOST + PROJECTED.replace("24613 MiB of device", "24614 MiB of device"))
+    assert said["device_mib"] == 24614  # the engine's own sum, more exact than that of two figures that were cut
     assert (said["weights_mib"], said["kv_mib"], said["compute_mib"], said["per_card_mib"]) == (14177, 10240, 196, [12306, 12307])
 
 

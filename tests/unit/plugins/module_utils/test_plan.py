@@ -143,7 +143,7 @@ def test_a_dry_run_that_was_refused_leaves_the_formula():
 
 
 def test_a_written_plan_remembers_its_dry_run():
-    said = {"weights_mib": 14177, "kv_mib": 3400, "compute_mib": 162, "per_card_mib": [17739], "engine": "b10488"}
+    said = {"weights_mib": 14177, "kv_mib": 3400, "compute_mib": 162, "device_mib": 17740, "per_card_mib": [17740], "engine": "b10488"}
     cards = _plan.cards_given([RTX_4090])
     first = _plan.make([wish()], cards, dry_run=lambda *_args: said)
     text, settled = _plan.document(first), _plan.settle(wish(), cards)
