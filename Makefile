@@ -23,14 +23,20 @@ help: ## List the targets
 $(VENV)/.complete: requirements/dev.txt tools/setup
 	@tools/setup $(PYTHON) $(VENV)
 
+# What only one kind of test needs (a browser's driver, other people's clients) has an environment of its own: requirements/NAME.txt
+# in .venv-NAME. A recipe or tools/test asks for it by `make .venv-NAME/.complete`.
+.venv-%/.complete: requirements/%.txt tools/setup
+	@tools/setup $(PYTHON) .venv-$* $*
+
 .PHONY: setup
 setup: $(VENV)/.complete ## Install what the controller needs (apt packages, one virtual environment)
 
+NAME ?= dev
 .PHONY: requirements
-requirements: $(VENV)/.complete ## Pin requirements/dev.txt again, with hashes
+requirements: $(VENV)/.complete ## Pin requirements/dev.txt again, with hashes; NAME=other for requirements/other.txt
 	$(BIN)/pip install --quiet pip-tools
 	$(BIN)/pip-compile --quiet --upgrade --generate-hashes --allow-unsafe --strip-extras --no-header \
-	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -o requirements/dev.txt requirements/dev.in
+	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -o requirements/$(NAME).txt requirements/$(NAME).in
 
 # --- The throw-away fleet ---
 
@@ -101,4 +107,4 @@ build: setup ## Build the collection's archive
 
 .PHONY: clean
 clean: ## Remove what the targets above have made in this folder
-	rm -rf $(VENV) .cache gpufleet-llm-*.tar.gz
+	rm -rf $(VENV) .venv-* .cache gpufleet-llm-*.tar.gz
