@@ -550,6 +550,8 @@ class Result:
         self.after: dict[str, Any] | None = None
         self.base_digest: str | None = None
         self.trained_context: int | None = None
+        #: Whether this run put the model into memory, in epoch seconds: from then on the server's log is about it.
+        self.loaded_at: float | None = None
 
     def act(self, what: str) -> bool:
         """Note an action; whether to really do it."""
@@ -863,6 +865,7 @@ def ensure_loaded(client: _ollama.Client, store: Store, name: str, keep_alive: A
     stale = loaded_entry(client, found["name"])
     if stale and stale.get("digest") != found["digest"]:
         unload(client, found["name"], result, unload_timeout)
+    result.loaded_at = None if entry else time.time()
     client.generate_load(found["name"], keep_alive)
     entry = running(client, found, client.ps())
     if not entry:
@@ -916,6 +919,31 @@ def offload_problem(name: str, entry: dict[str, Any]) -> str | None:
         return None
     mib = 1024 * 1024
     return offload_text(name, -(-size // mib), vram // mib)
+
+
+def take_back(client: _ollama.Client, name: str, result: Result, layout: dict[str, Any] | None, unload_timeout: float = 60.0) -> str:
+    """Undo the load of a model that is refused; the sentences to add to offload_problem().
+
+    What was in memory before this run stays there: somebody else put it there. layout: what _ollama_service.layout() read, or None.
+    """
+    said = layout_text(layout) if layout else ""
+    if result.loaded_at is None:
+        return said
+    try:
+        unload(client, name, result, unload_timeout)
+    except (ModelError, _ollama.OllamaError) as error:
+        return f"{said} It could not be taken out of memory again: {error}"
+    return f"{said} It was taken out of memory again and is still in the store."
+
+
+def layout_text(layout: dict[str, Any]) -> str:
+    """What the engine said while it laid the model out, as a sentence; empty for what it did not say."""
+    parts = []
+    if layout["wanted_mib"] is not None:
+        parts.append(f"wanted {layout['wanted_mib']:,} MiB of the GPU, found {layout['free_mib']:,} MiB free")
+    if layout["layers"] is not None:
+        parts.append(f"put {layout['layers']} of {layout['all_layers']} layers on it")
+    return f" The engine {', and '.join(parts)}." if parts else ""
 
 
 def on_gpu(size: int, vram: int) -> bool:

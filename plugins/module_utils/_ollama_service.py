@@ -12,6 +12,7 @@ size the memory are read, so no secret (proxy credentials) leaves the host.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from typing import Any
 
@@ -34,6 +35,11 @@ _KEYS = {
     "OLLAMA_KEEP_ALIVE": ("keep_alive", "text"),
     "LLAMA_ARG_FIT_TARGET": ("fit_target_mib", "uint"),
 }
+
+
+# llama.cpp's own words, which Ollama passes on to its log (llama-model.cpp and common/fit.cpp of b9888 to b10488).
+_OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers to GPU")
+_PROJECTED = re.compile(r"projected to use (\d+) MiB of device memory vs\. (\d+) MiB of free device memory")
 
 
 class ServiceError(Exception):
@@ -76,6 +82,28 @@ def settings(environment: dict[str, str]) -> dict[str, Any]:
         else:
             found[name] = text.lower() if name == "kv_cache_type" else text
     return found
+
+
+def layout(unit: str, since: float, journalctl: str = "journalctl") -> dict[str, Any] | None:
+    """What the engine said of a model that the unit has loaded since then (epoch seconds), as read_layout() has it.
+
+    None where the journal cannot be read: what it would say explains a failure and never is one.
+    """
+    command = [journalctl, f"--unit={unit}", f"--since=@{int(since)}", "--output=cat", "--quiet", "--no-pager"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return read_layout(done.stdout) if done.returncode == 0 else None
+
+
+def read_layout(text: str) -> dict[str, Any]:
+    """`{layers, all_layers, wanted_mib, free_mib}` of the last load in an engine's log, each None where it is not told."""
+    layers, projected = _OFFLOADED.findall(text), _PROJECTED.findall(text)
+    on_gpu, of_all = layers[-1] if layers else (None, None)
+    wanted, free = projected[-1] if projected else (None, None)
+    numbers = {"layers": on_gpu, "all_layers": of_all, "wanted_mib": wanted, "free_mib": free}
+    return {key: None if value is None else int(value) for key, value in numbers.items()}
 
 
 def _properties(unit: str, systemctl: str) -> dict[str, str]:

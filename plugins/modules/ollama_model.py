@@ -40,6 +40,7 @@ options:
     description:
       - V(present) has the model in the store as declared.
       - V(loaded) is V(present), if anything is declared, and has it in memory, wholly on the GPU (see O(allow_offload)).
+        A load that ends otherwise is a failure, and is taken back.
       - V(unloaded) has it out of memory and leaves the store alone.
       - V(absent) has neither the model nor the sources that were kept for it. Its base stays.
     type: str
@@ -139,6 +140,9 @@ options:
     description: Accept a model that runs partly or wholly on the CPU, for O(state=loaded).
     type: bool
     default: false
+  unit:
+    description: The server's systemd unit, from whose journal a refusal takes what the engine said of its layers and of the memory that it found.
+    type: str
   unload_timeout:
     description: Seconds to wait for a model to leave memory before it is replaced or deleted. A request that is being answered is not cut.
     type: int
@@ -250,7 +254,7 @@ requests:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _modelfile, _ollama, _ollama_model
+from ansible_collections.gpufleet.llm.plugins.module_utils import _modelfile, _ollama, _ollama_model, _ollama_service
 
 SOURCES = ("from", "gguf", "modelfile", "modelfile_path")
 
@@ -285,6 +289,7 @@ def argument_spec():
         "insecure": {"type": "bool", "default": False},
         "keep_alive": {"type": "str"},
         "allow_offload": {"type": "bool", "default": False},
+        "unit": {"type": "str"},
         "unload_timeout": {"type": "int", "default": 60},
         "url": {"type": "str", "default": _ollama.DEFAULT_URL},
         "timeout": {"type": "int", "default": 600},
@@ -330,7 +335,7 @@ def perform(client, params, result):
             entry = _ollama_model.ensure_loaded(client, store, name, keep_alive, result, patience)
             told["loaded"] = entry is not None
             if entry:
-                told.update(measured(name, entry, params, result))
+                told.update(measured(client, name, entry, params, result))
     found = store.find(name)
     told["digest"] = found["digest"] if found else None
     if found:
@@ -340,11 +345,12 @@ def perform(client, params, result):
     return told
 
 
-def measured(name, entry, params, result):
+def measured(client, name, entry, params, result):
     """What /api/ps says of the loaded model; fails when it is not wholly on the GPU and has to be."""
     problem = _ollama_model.offload_problem(name, entry)
     if problem and not params["allow_offload"] and not (result.check and result.changed):
-        raise _ollama_model.ModelError(problem)
+        layout = _ollama_service.layout(params["unit"], result.loaded_at) if params["unit"] and result.loaded_at else None
+        raise _ollama_model.ModelError(problem + _ollama_model.take_back(client, name, result, layout, params["unload_timeout"]))
     asked, got = (params["parameters"] or {}).get("num_ctx"), entry.get("context_length")
     if asked and got and str(asked).isdigit() and got < int(asked):
         result.warnings.append(

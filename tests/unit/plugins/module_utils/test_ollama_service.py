@@ -59,3 +59,30 @@ def test_what_cannot_be_read_is_told(tmp_path):
     for broken in (systemctl(tmp_path, "", 1), str(tmp_path / "none")):
         with pytest.raises(_ollama_service.ServiceError, match="systemd cannot be asked"):
             _ollama_service.observe("x", broken, str(tmp_path))
+
+
+PARTLY = """\
+srv    load_model: loading model
+common_params_fit_impl: projected to use 11885 MiB of device memory vs. 7838 MiB of free device memory
+load_tensors: offloaded 23/41 layers to GPU
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (PARTLY, (23, 41, 11885, 7838)),
+        ("offloaded 3/3 layers to GPU\n" + PARTLY, (23, 41, 11885, 7838)),
+        ("load_tensors: offloaded 0/41 layers to GPU", (0, 41, None, None)),
+        ("projected to use 900 MiB of host memory", (None, None, None, None)),
+        ("", (None, None, None, None)),
+    ],
+)
+def test_the_layout_is_what_the_engine_said_last(text, found):
+    assert tuple(_ollama_service.read_layout(text)[key] for key in ("layers", "all_layers", "wanted_mib", "free_mib")) == found
+
+
+def test_a_journal_that_cannot_be_read_is_none(tmp_path):
+    assert _ollama_service.layout("x", 1.5, str(tmp_path / "none")) is None
+    assert _ollama_service.layout("x", 1.5, systemctl(tmp_path, "offloaded 1/2 layers to GPU", 1)) is None
+    assert _ollama_service.layout("x", 1.5, systemctl(tmp_path, "offloaded 1/2 layers to GPU"))["layers"] == 1

@@ -40,6 +40,25 @@ def call(capsys):
     return call
 
 
+def test_a_refused_load_says_what_the_engine_said(call, server, tmp_path, monkeypatch):
+    """The stand-in's log is no journal, so a command of that name gives the lines that llama.cpp writes."""
+    said = [
+        "common_params_fit_impl: projected to use 11885 MiB of device memory vs. 7838 MiB of free device memory",
+        "load_tensors: offloaded 23/41 layers to GPU",
+    ]
+    command = tmp_path / "journalctl"
+    command.write_text("#!/bin/sh\nprintf '%s\\n' \"$*\" >> " + str(tmp_path / "asked") + "\n" + "".join(f"echo '{line}'\n" for line in said), encoding="utf-8")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    refused = call(ollama_model, url=server, name="partly", state="loaded", unit="ollama.service", **{"from": "base"})
+    assert refused["failed"]
+    assert "The engine wanted 11,885 MiB of the GPU, found 7,838 MiB free, and put 23 of 41 layers on it." in refused["msg"]
+    asked = (tmp_path / "asked").read_text(encoding="utf-8")
+    assert "--unit=ollama.service" in asked
+    assert "--since=@1" in asked
+    call(ollama_model, url=server, name="partly", state="absent")
+
+
 def test_from_arguments_to_results(call, server):
     options = {
         "url": server,
@@ -68,9 +87,15 @@ def test_from_arguments_to_results(call, server):
     refused = call(ollama_model, state="loaded", **options)
     assert refused["failed"]
     assert "runs on the CPU" in refused["msg"]
+    assert refused["msg"].endswith("It was taken out of memory again and is still in the store.")
+    assert call(ollama_info, url=server)["loaded"] == []
     loaded = call(ollama_model, state="loaded", allow_offload=True, **options)
-    assert not loaded["changed"]
+    assert loaded["changed"]
     assert (loaded["loaded"], loaded["context_length"], loaded["size_vram"]) == (True, 256, 0)
+    others = call(ollama_model, state="loaded", **options)
+    assert others["failed"]
+    assert "taken out of memory" not in others["msg"]
+    assert call(ollama_info, url=server)["loaded"] != []
     assert call(ollama_model, url=server, name="mine", state="unloaded", check=True)["changed"]
     assert call(ollama_model, url=server, name="mine", state="unloaded")["changed"]
     assert not call(ollama_model, url=server, name="mine", state="unloaded")["changed"]
