@@ -1,0 +1,168 @@
+#!/usr/bin/python
+
+# Copyright (c) 2026, gpufleet.llm maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: report
+short_description: Judge measures of a soak test or a fleet's verification, and write the report
+version_added: 0.1.0
+description:
+  - Writes C(report.json), C(report.md) and, where I(html) is true, C(report.html) into a folder of the machine that it runs on, which is the controller.
+  - The HTML is one file that loads nothing, prints, and is readable on a phone. Its plots are drawn by matplotlib.
+author:
+  - The gpufleet.llm maintainers (@gpufleet)
+requirements:
+  - matplotlib, for I(html) with measures
+extends_documentation_fragment: []
+attributes:
+  check_mode:
+    support: full
+    description: Judges, and writes nothing.
+  diff_mode:
+    support: none
+    description: The files are new at each run.
+options:
+  kind:
+    description:
+      - C(soak) judges measures of hosts, C(compare) the same load on different settings, C(verify) what was seen of a fleet.
+      - C(none) does nothing but check that what I(html) needs is there.
+    type: str
+    choices: [soak, compare, verify, none]
+    default: soak
+  measures:
+    description: Measures that M(gpufleet.llm.soak_run) fetched, for C(soak) and C(compare).
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: What the measure is called in the report, such as the host's name.
+        type: str
+        required: true
+      path:
+        description: File with the measure.
+        type: path
+        required: true
+  hosts:
+    description: What M(gpufleet.llm.fleet_look) returned as C(verified) for each host, for C(verify).
+    type: list
+    elements: dict
+    default: []
+  limits:
+    description: Limits of the verdicts that differ from the defaults; a null tells and does not judge. docs/soak.md lists them.
+    type: dict
+    default: {}
+  dest:
+    description: Folder for the files; made where it is not there.
+    type: path
+  html:
+    description: Whether to write the HTML too.
+    type: bool
+    default: true
+  title:
+    description: Headline.
+    type: str
+    default: ""
+"""
+
+EXAMPLES = r"""
+- name: Judge what was measured
+  gpufleet.llm.report:
+    measures:
+      - {name: gpu01, path: ./soak/gpu01.jsonl.gz}
+    dest: ./soak
+  delegate_to: localhost
+"""
+
+RETURN = r"""
+verdict:
+  description: C(pass) when no verdict of any host failed, else C(fail).
+  type: str
+  returned: unless kind is none
+  sample: pass
+table:
+  description: The report for a terminal, line by line.
+  type: list
+  elements: str
+  returned: unless kind is none
+  sample: ["Soak test: everything is as it should be"]
+files:
+  description: The files that were written.
+  type: list
+  elements: str
+  returned: always
+  sample: [./soak/report.json, ./soak/report.md, ./soak/report.html]
+"""
+
+import gzip
+import json
+import os
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.gpufleet.llm.plugins.module_utils import _report, _soak_verdict
+
+
+def read_run(path):
+    with open(path, "rb") as handle:
+        raw = handle.read()
+    raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+    return _soak_verdict.parse(raw.decode("utf-8", "replace").splitlines())
+
+
+def document(asked):
+    if asked["kind"] == "verify":
+        return _report.verify_document(asked["hosts"], asked["title"])
+    runs = [(one["name"], read_run(one["path"])) for one in asked["measures"]]
+    return _report.soak_document(runs, asked["limits"], asked["kind"], asked["title"])
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "kind": {"type": "str", "choices": ["soak", "compare", "verify", "none"], "default": "soak"},
+            "measures": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {"name": {"type": "str", "required": True}, "path": {"type": "path", "required": True}},
+            },
+            "hosts": {"type": "list", "elements": "dict", "default": []},
+            "limits": {"type": "dict", "default": {}},
+            "dest": {"type": "path"},
+            "html": {"type": "bool", "default": True},
+            "title": {"type": "str", "default": ""},
+        },
+        supports_check_mode=True,
+    )
+    asked = module.params
+    try:
+        if asked["kind"] == "none":
+            _soak_verdict.limits_with(asked["limits"])
+            if asked["html"]:
+                _report.pyplot()
+            module.exit_json(changed=False, files=[])
+        made = document(asked)
+        texts = {"report.json": json.dumps(made, ensure_ascii=False, separators=(",", ":")) + "\n", "report.md": _report.markdown(made)}
+        if asked["html"]:
+            texts["report.html"] = _report.page(made, _report.plots(made))
+    except (_report.ReportError, _soak_verdict.VerdictError) as error:
+        module.fail_json(msg=str(error))
+    except (OSError, EOFError) as error:
+        module.fail_json(msg=f"A measure could not be read ({error}); a file that gpufleet.llm.soak_run fetched was wanted.")
+    files = []
+    if asked["dest"] and not module.check_mode:
+        os.makedirs(asked["dest"], exist_ok=True)
+        for name, text in texts.items():
+            files.append(os.path.join(asked["dest"], name))
+            with open(files[-1], "w", encoding="utf-8") as handle:
+                handle.write(text)
+    module.exit_json(changed=bool(files), verdict=made["verdict"], table=_report.terminal(made), files=files)
+
+
+if __name__ == "__main__":
+    main()
