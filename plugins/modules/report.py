@@ -104,7 +104,7 @@ import os
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _report, _soak_verdict
+from ansible_collections.gpufleet.llm.plugins.module_utils import _fleet, _report, _soak_verdict
 
 
 def read_run(path):
@@ -116,7 +116,7 @@ def read_run(path):
 
 def document(asked):
     if asked["kind"] == "verify":
-        return _report.verify_document(asked["hosts"], asked["title"])
+        return _report.verify_document(_fleet.across(asked["hosts"]), asked["title"])
     runs = [(one["name"], read_run(one["path"])) for one in asked["measures"]]
     return _report.soak_document(runs, asked["limits"], asked["kind"], asked["title"])
 

@@ -1,0 +1,87 @@
+#!/usr/bin/python
+
+# Copyright (c) 2026, gpufleet.llm maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: fleet_look
+short_description: Is a host still what was made of it? One look at everything
+version_added: 0.1.0
+description:
+  - Looks at driver, cards, models, memory against the serving plan, units, ports, sandboxes, the guard's books, certificates, backups
+    and every managed file in one round trip, and judges it.
+  - Changes nothing and loads nothing.
+  - The playbook P(gpufleet.llm.verify#playbook) makes I(wants) from the roles and is what people use.
+author:
+  - The gpufleet.llm maintainers (@gpufleet)
+extends_documentation_fragment:
+  - gpufleet.llm.attributes.info
+options:
+  host:
+    description: What the host is called in the report.
+    type: str
+    required: true
+  wants:
+    description: What is to be found; its keys are those of the docstring of C(plugins/module_utils/_fleet.py).
+    type: dict
+    required: true
+  python:
+    description: Python with nvidia-ml-py on the host.
+    type: path
+    default: /opt/gpufleet/venv/bin/python
+"""
+
+EXAMPLES = r"""
+- name: Look at the host once
+  gpufleet.llm.fleet_look:
+    host: "{{ inventory_hostname }}"
+    wants: "{{ __verify_wants }}"
+  register: __look
+"""
+
+RETURN = r"""
+verified:
+  description: C(host), C(verdict) (C(pass) or C(fail)), C(verdicts) with C(name), C(state), C(found), C(wanted) and C(text), C(facts), and C(digests) of the models.
+  type: dict
+  returned: always
+  sample:
+    host: gpu01
+    verdict: pass
+    verdicts: [{name: driver, state: pass, found: 580.126.09, wanted: "loaded, library and card agree", text: ""}]
+    facts: {Ollama: 0.32.15}
+    digests: {"qwen3:14b": bdbd181c33f2}
+"""
+
+import os
+import sys
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.common.respawn import has_respawned, respawn_module
+
+from ansible_collections.gpufleet.llm.plugins.module_utils import _driver, _fleet
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "host": {"type": "str", "required": True},
+            "wants": {"type": "dict", "required": True},
+            "python": {"type": "path", "default": "/opt/gpufleet/venv/bin/python"},
+        },
+        supports_check_mode=True,
+    )
+    asked = module.params
+    if not has_respawned() and os.access(asked["python"], os.X_OK) and asked["python"] != sys.executable:
+        respawn_module(asked["python"])
+    try:
+        seen = _fleet.observe(asked["wants"])
+    except _driver.DriverError as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(changed=False, verified=_fleet.judge(asked["host"], seen, asked["wants"]))
+
+
+if __name__ == "__main__":
+    main()
