@@ -14,7 +14,7 @@ description:
   - Looks at driver, cards, models, memory against the serving plan, units, ports, sandboxes, the guard's books, certificates, backups
     and every managed file in one round trip, and judges it.
   - Changes nothing and loads nothing.
-  - The playbook P(gpufleet.llm.verify#playbook) makes I(wants) from the roles and is what people use.
+  - The playbook C(gpufleet.llm.verify) makes I(wants) from the roles and is what people use.
 author:
   - The gpufleet.llm maintainers (@gpufleet)
 extends_documentation_fragment:

@@ -15,7 +15,7 @@ description:
     shows its progress line by line, fetches what it measured, and removes the folder.
   - When the play is interrupted the test is stopped in an orderly way, and what it measured so far is fetched.
   - A crash of the server, an error, a lost card are results, not failures of this module.
-  - The playbook P(gpufleet.llm.soak#playbook) and the role P(gpufleet.llm.soak#role) are what people use.
+  - The playbook C(gpufleet.llm.soak) and the role P(gpufleet.llm.soak#role) are what people use.
 author:
   - The gpufleet.llm maintainers (@gpufleet)
 attributes:
