@@ -327,7 +327,7 @@ def _guarded(guard, wants):
     if guard is None:
         return _verdict("guard", "unknown", "none", "none", "This host has no guard.")
     if guard["error"]:
-        return _verdict("guard", "fail", "no books", "a guard that ticks", f"{wants['guard']['state_path']} cannot be read: {guard['error']}")
+        return _verdict("guard", "fail", "no books", "a guard that ticks", f"{wants['guard']['state_path']} cannot be read: {guard['error']}.")
     problems = []
     if guard["age_s"] > 3 * wants["guard"]["interval_s"] + 30:
         problems.append(f"it looked {guard['age_s']:,.0f} s ago for the last time")

@@ -169,7 +169,7 @@ def terminal(document):
 def markdown(document):
     """The report as Markdown, for a ticket."""
     head, rows = summary(document)
-    lines = [f"# {document['title']}", "", f"**{MARKS[document['verdict']]}** · {_clock(document['at'])}", "", *_md_table(head, rows)]
+    lines = [f"# {_md(document['title'])}", "", f"**{MARKS[document['verdict']]}** · {_clock(document['at'])}", "", *_md_table(head, rows)]
     for one in document["hosts"]:
         lines += ["", f"## {_md(one['host'])}: {MARKS[one['verdict']]}", ""]
         lines += _md_table(

@@ -43,7 +43,7 @@ CONFIG = {
 }
 PS_TIMEOUT_S = 10.0
 XID_EVERY_S = 60
-YOUNG_S = 3.0  # a process may still become another program
+YOUNG_S = 3.0  # a process may still be put into another unit
 GRACE_S = 120.0  # for answers under way when the time is over
 QUIET_S = 10.0  # between two lines of progress of a load that has no rounds
 ERROR_PAUSE_S = 5.0
@@ -116,12 +116,16 @@ class Processes:
 
     def _about(self, pid, now):
         known = self._known.get(pid)
-        if known and (known[0] != "other" or now - known[2] > YOUNG_S):
+        if known and (known[0] in ("server", "runner") or (known[0] == "stranger" and now - known[2] > YOUNG_S)):
             return known
         first = known[2] if known else now
+        if _nvml.unit_of(self._read(pid, "cgroup") or "", self._read("1", "cgroup") or "") != self.unit:
+            self._known[pid] = ("stranger", 0, first, None, None)
+            return self._known[pid]
+        # One of the unit's: it may become a runner at any time, so it is looked at again.
         entry = ("other", 0, first, None, None)
         comm = (self._read(pid, "comm") or "").strip()
-        if comm in RUNNER_NAMES and _nvml.unit_of(self._read(pid, "cgroup") or "", self._read("1", "cgroup") or "") == self.unit:
+        if comm in RUNNER_NAMES:
             argv = (self._read(pid, "cmdline") or "").split("\0")
             kind = _guard.kind_of(comm, argv)
             model = value_after(argv, "--model", "-m")

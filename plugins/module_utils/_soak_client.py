@@ -111,6 +111,8 @@ class Target:
                     break
                 first = first or time.monotonic()
                 parts.append(part)
+            # read1() does not say of itself that a body of known length is over; the connection would be taken for busy.
+            response.close()
         except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:
             self.close()
             raise AskError(f"{self.url}{path}: {type(error).__name__}: {error}") from error
