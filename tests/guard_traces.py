@@ -92,6 +92,7 @@ class World:
                 "state": "ok",
                 "events": [{"at": f"{now}.{index}", "gpu": "A", "xid": xid} for index, xid in enumerate(events)],
             },
+            "in_flight": sum(bool(one.get("busy")) for one in step.get("processes", [])),
             "clock_step_s": clock_step,
         }
 

@@ -24,11 +24,14 @@ import time
 from . import _guard_policy as policy
 
 CONFIG_PATH = "/etc/gpufleet/vram-guard.json"
-STATE_VERSION = 1
+STATE_VERSION = 2
+STATUS_VERSION = 1  # of status.json, which other programs read
 PAGE_LIMIT = 4 * 1024 * 1024  # bytes of an answer; /api/ps of a full card is a few kB
 HTTP_TIMEOUT_S = 5.0
 HEALTH_TIMEOUT_S = 2.0
 XID_INTERVAL_S = 60
+REST_STEP_S = 0.25
+DRAIN_LOOK_S = 15  # a tick is ended by systemd after 60 s
 MIB = 1024 * 1024
 
 CONFIG_DEFAULTS = {
@@ -213,7 +216,7 @@ def validated(history):
     for key, kind in scalars.items():
         if not _is(history[key], kind):
             raise ValueError(f"{key} is {history[key]!r}")
-    for key, kind in (("mode", str), ("readable", bool), ("last_sample", float), ("watch_reason", str)):
+    for key, kind in (("mode", str), ("readable", bool), ("last_sample", float), ("watch_reason", str), ("in_flight", int)):
         if history[key] is not None and not _is(history[key], kind):
             raise ValueError(f"{key} is {history[key]!r}")
     if not all(_is(when, float) for when in history["flaps"]):
@@ -474,7 +477,7 @@ def probe(processes, unit):
     """Fill ``health`` of the unit's runners: a busy llama-server answers /health, a stopped or hung one does not."""
     answers = {}
     for process in processes:
-        port = process.pop("port")
+        port = process["port"]
         if process["kind"] != "runner" or process["unit"] != unit or port is None:
             continue
         if port not in answers:
@@ -484,6 +487,45 @@ def probe(processes, unit):
             except HttpError as error:
                 answers[port] = error.kind
         process["health"] = answers[port]
+
+
+def under_way(processes, unit):
+    """How many generations the unit's runners are at; None where one of them cannot be asked.
+
+    llama-server tells of its slots on /slots (on by default, tools/server/README.md); runners before Ollama 0.30 do not.
+    What a hung runner was at is lost anyway, so it is not asked.
+    """
+    runners = [one for one in processes if one["kind"] == "runner" and one["unit"] == unit]
+    if any(one["port"] is None for one in runners):
+        return None
+    busy = 0
+    for port in {one["port"] for one in runners if one["health"] == "ok"}:
+        try:
+            status, content = http("127.0.0.1", port, "/slots", timeout=HEALTH_TIMEOUT_S)
+            if status == 200:
+                busy += sum(bool(slot["is_processing"]) for slot in json.loads(content))
+            elif status == 503:
+                busy += 1  # it loads, for somebody
+            else:
+                return None
+        except HttpError as error:
+            busy += error.kind != "down"  # down: it has ended since; else it answers when its batch is done
+        except (ValueError, KeyError, TypeError):
+            return None
+    return busy
+
+
+def await_rest(look, patience_s, clock_s=time.monotonic, sleep=time.sleep):
+    """The last answer of look(), which is under_way(): 0 once it was 0 twice in a row.
+
+    Twice, because requests that queue in the server are at no slot for the moment between two generations.
+    """
+    deadline = clock_s() + patience_s
+    before, now = None, look()
+    while not (before == 0 and now == 0) and clock_s() < deadline:
+        sleep(REST_STEP_S)
+        before, now = now, look()
+    return now
 
 
 def read_xids(gpus, since_s, run=None):
@@ -542,6 +584,7 @@ def take_sample(config, wall, step, xids_due, nvml=None):
         "processes": processes,
         "ollama": ask_ollama(config["host"], config["port"], wall),
         "xids": xids,
+        "in_flight": None,
         "clock_step_s": step,
     }
 
@@ -574,7 +617,13 @@ def tick(config, dry_run=False, nvml=None, clock=None, out=None):
     plan = read_plan(config["plan_path"])
     sample = take_sample(config, clock["wall"], step, xids_due, nvml)
     mode = config["mode"]
-    decision, history = think(history, sample, plan, config, now, mode)
+    decision, new = think(history, sample, plan, config, now, mode)
+    if "restart" in (decision["action"], decision.get("due")):
+        # A restart is due as soon as no generation is under way. Waiting for that moment is most of this tick's time.
+        patience = 0 if dry_run else min(config["settings"]["interval_s"] - 3, DRAIN_LOOK_S)
+        sample["in_flight"] = await_rest(lambda: under_way(sample["processes"], config["settings"]["unit"]), patience)
+        decision, new = think(history, sample, plan, config, now, mode)
+    history = new
     done = None
     if mode == "act" and not dry_run and decision["action"] in policy.ACTIONS:
         done = carry_out(decision, config, clock)
@@ -594,6 +643,7 @@ def tick(config, dry_run=False, nvml=None, clock=None, out=None):
     }
     summary["said"], say = _worth_saying(last.get("said"), record, clock["wall"])
     write_text(state_path, dump_state(history, clock, summary))
+    publish(config, history, now, clock, record)
     if config["metrics"]:
         write_metrics(config["state_dir"], history, summary, clock)
     if say:
@@ -642,15 +692,14 @@ def journal_record(decision, sample, plan, mode, done, trouble, config):
         "models": [{"name": model["name"], "size_vram_mib": model["size_vram_mib"]} for model in sample["ollama"]["models"]],
         "alerts": decision["alerts"],
     }
+    if decision.get("due"):
+        record["due"] = decision["due"]
     if plan["state"] == "absent":
         record["plan"] = "no plan"
     if decision["action"] in policy.ACTIONS:
         record["done"] = done if mode == "act" else "dry run: not done"
     if trouble:
         record["trouble"] = trouble
-    result = config.get("last_result")
-    if result:
-        record["result"] = result
     return record
 
 
@@ -678,6 +727,40 @@ def carry_out(decision, config, clock):
     return "requested"
 
 
+def publish(config, history, now, clock, record):
+    """What other programs read (docs/vram_guard.md, "What others can read"): status.json, and a file that is there while fenced."""
+    folder = config["state_dir"]
+    fence = history["fence"]
+    status = {
+        "version": STATUS_VERSION,
+        "at": round(clock["wall"], 3),
+        "mode": config["mode"],
+        "fenced": fence is not None,
+        "fence": None if fence is None else {"rule": fence["rule"], "why": fence["why"], "since": round(clock["wall"] - (now - fence["since"]), 3)},
+        "draining": record["action"] == "wait" and record.get("due") == "restart",
+        "budget_left": budget_left(history, config["settings"], now),
+        "decision": record,
+    }
+    write_text(os.path.join(folder, "status.json"), json.dumps(status))
+    flag = os.path.join(folder, "fenced")
+    if fence is not None:
+        write_text(flag, f"{fence['why']}\n")
+    elif os.path.lexists(flag):
+        os.unlink(flag)
+
+
+def budget_left(history, settings, now):
+    """{kind: {hour, day}}: how many actions may still be taken."""
+    left = {}
+    for kind, limits in settings["budgets"].items():
+        ages = [now - when for when, what in history["spent"] if what == kind]
+        left[kind] = {
+            "hour": max(0, limits["hour"] - sum(1 for age in ages if age < policy.HOUR)),
+            "day": max(0, limits["day"] - sum(1 for age in ages if age < policy.DAY)),
+        }
+    return left
+
+
 def write_metrics(folder, history, summary, clock):
     """vram_guard.prom for the textfile collector of node_exporter."""
     lines = []
@@ -692,6 +775,8 @@ def write_metrics(folder, history, summary, clock):
     record = summary["record"]
     metric("last_tick_timestamp_seconds", "gauge", "When the guard last looked.", [({}, round(clock["wall"], 3))])
     metric("fenced", "gauge", "1 while the guard waits for a person.", [({}, int(history["fence"] is not None))])
+    draining = record["action"] == "wait" and record.get("due") == "restart"
+    metric("draining", "gauge", "1 while a restart waits for running generations.", [({}, int(draining))])
     metric("acting", "gauge", "1 in act mode, 0 in a dry run.", [({}, int(history["mode"] == "act"))])
     sources = {"nvml": summary["nvml"]["state"], "ollama": summary["ollama"]["state"], "plan": summary["plan"]["state"]}
     sources["kernel_log"] = summary["xids"]
@@ -899,11 +984,9 @@ def status_text(config, clock):
     if history["fence"]:
         lasted = round(now - history["fence"]["since"])
         lines.append(f"FENCED     for {lasted} s: {history['fence']['why']}; `vram-guard unfence` when it is mended")
-    for kind, limits in settings["budgets"].items():
-        ages = [now - when for when, what in history["spent"] if what == kind]
-        hour = limits["hour"] - sum(1 for age in ages if age < policy.HOUR)
-        day = limits["day"] - sum(1 for age in ages if age < policy.DAY)
-        lines.append(f"budget     {kind:<8} {hour} of {limits['hour']} left this hour, {day} of {limits['day']} this day")
+    for kind, left in budget_left(history, settings, now).items():
+        limits = settings["budgets"][kind]
+        lines.append(f"budget     {kind:<8} {left['hour']} of {limits['hour']} left this hour, {left['day']} of {limits['day']} this day")
     return "\n".join(lines)
 
 
@@ -930,10 +1013,18 @@ def lift_fence(config, clock):
         raise GuardError(f"There are no books to change ({trouble or 'vram-guard has not run yet'}); the next tick starts new ones.")
     if not history["fence"]:
         return "There was no fence."
-    owner = os.stat(config["state_dir"])
     history = dict(policy.unfence(history), clock=now)
-    write_text(path, dump_state(history, clock, json.loads(text)["last"]))
-    os.chown(path, owner.st_uid, owner.st_gid)
+    last = json.loads(text)["last"]
+    # Root in a folder of somebody else's could be led astray by a link; as that user it can do no harm.
+    owner = os.stat(config["state_dir"])
+    try:
+        os.setegid(owner.st_gid)
+        os.seteuid(owner.st_uid)
+        write_text(path, dump_state(history, clock, last))
+        publish(config, history, now, clock, last["record"])
+    finally:
+        os.seteuid(os.getuid())
+        os.setegid(os.getgid())
     return "The fence is down; the next tick looks again, with a fresh ladder and what is left of the budgets."
 
 

@@ -24,6 +24,7 @@ A *sample* is what one look at the host found::
                 "models": [{"name", "digest", "size_mib", "size_vram_mib", "context_length",
                             "expires_at": str, "expires_in_s": float}]},
      "xids":   {"state": "ok" | "skipped" | "unreadable", "events": [{"at": wall clock, "gpu", "xid"}]},
+     "in_flight": generations under way now, None where that was not asked or not said,
      "clock_step_s": how far the wall clock jumped against the boot clock since the last sample}
 
 ``kind`` of a process: "server" (ollama serve), "runner" (its child, by program name), "other".
@@ -145,7 +146,7 @@ RULES = {
     },
     "cpu_offload": {
         "ladder": ("unload",),
-        "means": "a model lies partly in host memory (size_vram < size) though it would fit now",
+        "means": "a model lies in host memory, partly (size_vram < size) or wholly (planned, and size_vram = 0), though it would fit now",
         "why_not": "where it would not fit it is only reported: the plan or a neighbour is the cause",
     },
     "plan_off": {
@@ -198,6 +199,7 @@ def fresh(grace_s=0.0, reason=None):
         "xids": [],
         "acts": {},
         "spent": [],
+        "in_flight": None,
         "waiting": None,
         "fence": None,
         "watch_until": grace_s,
@@ -221,6 +223,7 @@ def remember(history, sample, plan, settings, now):
     if history["readable"] is not None and history["readable"] != nvml_ok:
         new["flaps"] = new["flaps"] + [now]
     new["readable"] = nvml_ok
+    new["in_flight"] = sample.get("in_flight")
     new["xids"] = _xids(history["xids"], sample["xids"]["events"], now)
     new["spent"] = [entry for entry in history["spent"] if now - entry[0] < DAY]
     listed = sample["ollama"]["models"] if ollama_ok else None
@@ -438,7 +441,7 @@ def signals(history, sample, plan, settings, now):
     _see_processes(see, sample, settings)
     if ollama["state"] == "ok":
         _see_runners(see, history, sample, plan, settings, now)
-        _see_models(see, history, sample, settings)
+        _see_models(see, history, sample, plan, settings)
     _see_devices(see, sample, settings)
     return found
 
@@ -578,17 +581,20 @@ def _median(values):
     return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
 
-def _see_models(see, history, sample, settings):
+def _see_models(see, history, sample, plan, settings):
     room = max((gpu["free_mib"] for gpu in sample["gpus"] if gpu["state"] == "ok"), default=0)
     for model in sample["ollama"]["models"]:
         name = model["name"]
         missing = model["size_mib"] - model["size_vram_mib"]
-        if model["size_vram_mib"] > 0 and missing > 1:
+        if not model["size_vram_mib"]:
+            # Wholly in host memory: a fault only where the plan gives it a card. The server says 0 of 0 then (measured).
+            missing = plan["models"].get(name, 0) if plan["state"] == "ok" else 0
+        if missing > 1:
             fits = room > missing + settings["free_low_mib"]
             see(
                 "cpu_offload",
                 name,
-                {"model": name, "size_mib": model["size_mib"], "size_vram_mib": model["size_vram_mib"], "free_mib": room},
+                {"model": name, "size_mib": model["size_mib"], "size_vram_mib": model["size_vram_mib"], "missing_mib": round(missing), "free_mib": room},
                 target={"model": name} if fits else None,
             )
         trusted = f"{name}|{model['expires_at']}" not in history["distrust"]
@@ -802,18 +808,27 @@ def _in_use(name, history, settings, now):
 
 
 def _when_idle(history, streak, kind, rung, target, settings, now, quiet):
-    """Wait for running generations, but not for ever; those that hang are the reason, not a reason to wait."""
-    waits = kind == "restart" or (kind == "unload" and streak["rule"] != "hang")
+    """Wait for running generations, but not for ever; those that hang are the reason, not a reason to wait.
+
+    An unload is itself a drain (the server lets running generations end), so its wait is a courtesy: for a
+    rest of idle_s. A restart cuts off what runs, so it waits for the moment in which nothing is under way.
+    """
+    reason = f"{streak['rule']}: {RULES[streak['rule']]['means']}"
+    under_way = history["in_flight"] if kind == "restart" else None
     names = [target["model"]] if kind == "unload" else list(history["models"])
     busy = [name for name in names if _in_use(name, history, settings, now)]
-    reason = f"{streak['rule']}: {RULES[streak['rule']]['means']}"
-    if waits and busy and streak["rule"] not in ("hang", "stuck_unload"):
+    if under_way is not None:
+        waits, what = under_way > 0, f"{under_way} generation{'s' if under_way != 1 else ''} to end"
+    else:
+        waits, what = kind in ("unload", "restart") and busy and streak["rule"] not in ("hang", "stuck_unload"), f"{', '.join(busy)} to rest"
+    if waits:
         waiting = history["waiting"]
         since = waiting["since"] if waiting and waiting["rule"] == streak["rule"] else now
         if now - since < settings["drain_s"]:
             left = round(settings["drain_s"] - (now - since))
-            why = f"{streak['rule']}: {kind} waits for {', '.join(busy)} to rest, {left} s at most"
-            return dict(_act(quiet, streak, "wait", rung, target, why), waiting_since=since)
+            why = f"{streak['rule']}: {kind} waits for {what}, {left} s at most"
+            return dict(_act(quiet, streak, "wait", rung, target, why), waiting_since=since, due=kind)
+        reason += f"; waited {settings['drain_s']} s in vain for {what}"
     return _act(quiet, streak, kind, rung, target, reason)
 
 

@@ -79,14 +79,15 @@ def some_runners():
 ASK = """
 import json, os, re, sys, urllib.error, urllib.request
 path, body, limit = sys.argv[1], sys.argv[2], float(sys.argv[3])
-address = "127.0.0.1:11434"
-for file in ("/etc/gpufleet/ollama.env",):
+address = sys.argv[4] if len(sys.argv) > 4 else ""
+for file in ("/etc/gpufleet/ollama.env",) if not address else ():
     try:
         found = re.search(r"^OLLAMA_HOST=[\\"']?([^\\"'\\n]+)", open(file).read(), re.M)
     except OSError:
         found = None
     if found:
         address = re.sub(r"^https?://", "", found.group(1)).replace("0.0.0.0", "127.0.0.1")
+address = address or "127.0.0.1:11434"
 address += "" if re.search(r":\\d+$", address) else ":11434"
 request = urllib.request.Request("http://" + address + path, data=body.encode() if body else None, headers={"Content-Type": "application/json"})
 try:
@@ -99,10 +100,10 @@ except Exception as error:
 """
 
 
-def ask(path, body=None, limit_s=600):
-    """Ask the host's server as a client on the host would; return (status, text), status 0 for no answer."""
+def ask(path, body=None, limit_s=600, at=""):
+    """Ask the host's server, or one at another address of the host, as a client there would; return (status, text), status 0 for no answer."""
     text = json.dumps(body) if body is not None else ""
-    said = host('exec python3 -I - "$@"', path, text, limit_s, data=ASK)
+    said = host('exec python3 -I - "$@"', path, text, limit_s, at, data=ASK)
     status, answer = json.loads(said)
     return status, answer
 

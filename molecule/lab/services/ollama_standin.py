@@ -824,6 +824,13 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
+def free_port() -> int:
+    """A port of loopback that nobody listens on; the real server gives its runners one the same way."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def runner_main(argv: list) -> int:
     """llama-server: say what will be taken, take it, answer on a loopback port until killed."""
     flags = parse_llama_args(argv)
@@ -876,7 +883,9 @@ def runner_main(argv: list) -> int:
     say(f"load_tensors: offloaded {plan['on_card']}/{plan['layers']} layers to GPU")
     say(f"llama_kv_cache: size = {plan['cache'] / MIB:.2f} MiB ({flags['ctx']} cells, {plan['layers'] - 1} layers)")
 
-    slots = threading.Semaphore(max(flags["parallel"], 1))
+    count = max(flags["parallel"], 1)
+    slots = threading.Semaphore(count)
+    processing = []
     card = next((index for index, size in enumerate(plan["places"]) if size), 0)
 
     class RunnerHandler(BaseHTTPRequestHandler):
@@ -886,9 +895,13 @@ def runner_main(argv: list) -> int:
             pass
 
         def do_GET(self):
+            said = {"status": "ok"}
+            if self.path == "/slots":
+                busy = len(processing)
+                said = [{"id": slot, "n_ctx": flags["ctx"] // count, "speculative": False, "is_processing": slot < busy} for slot in range(count)]
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(b'{"status":"ok"}')
+            self.wfile.write(json.dumps(said).encode())
 
         def do_POST(self):
             asked = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))))
@@ -898,10 +911,14 @@ def runner_main(argv: list) -> int:
             self.send_response(200)
             self.end_headers()
             with slots:
-                for word in asked["words"]:
-                    self.wfile.write(word.encode("utf-8", "surrogateescape") + b"\0")
-                    self.wfile.flush()
-                    time.sleep(float(asked["delay"]))
+                processing.append(self)
+                try:
+                    for word in asked["words"]:
+                        self.wfile.write(word.encode("utf-8", "surrogateescape") + b"\0")
+                        self.wfile.flush()
+                        time.sleep(float(asked["delay"]))
+                finally:
+                    processing.remove(self)
 
     class RunnerServer(ThreadingHTTPServer):
         daemon_threads = True
@@ -1643,7 +1660,7 @@ class Scheduler:
         if wanted["batch_auto"]:
             wanted["batch_auto"] = True
         argv = [
-            "--model", model.path, "--port", "0", "--host", "127.0.0.1", "--no-webui", "--offline", "-c",
+            "--model", model.path, "--port", str(free_port()), "--host", "127.0.0.1", "--no-webui", "--offline", "-c",
             str(options["num_ctx"] * parallel), "-np", str(parallel), "-b", str(options["num_batch"]), "-ub",
             str(options["num_batch"]), "--keep", "4", "--log-verbosity", "4", "--lab-parent", "--lab-faults", self.faults.path,
         ]  # fmt: skip

@@ -444,7 +444,7 @@ def test_a_tick_leaves_books_metrics_and_one_line(config, tmp_path):
     assert line.startswith("<5>{")
     assert json.loads(line[3:])["plan"] == "no plan"
     assert silence == ""  # the same again is not said again
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "state.json", "vram_guard.prom"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "state.json", "status.json", "vram_guard.prom"]
     metrics = (tmp_path / "vram_guard.prom").read_text()
     assert 'vram_guard_source_readable{source="plan"} 0' in metrics
     assert 'vram_guard_gpu_memory_used_bytes{uuid="GPU-a"} 1048576' in metrics
@@ -500,6 +500,94 @@ def test_a_restart_is_left_to_the_privileged_part(config, tmp_path):
     request = json.loads((tmp_path / "request.json").read_text())
     assert (request["kind"], request["unit"], set(request)) == ("restart", "ollama.service", _guard.REQUEST_KEYS["restart"])
     assert 'actions_total{action="restart"} 1' in (tmp_path / "vram_guard.prom").read_text()
+
+
+def slots(*busy):
+    return 200, json.dumps([{"id": number, "is_processing": one} for number, one in enumerate(busy)]).encode()
+
+
+@pytest.mark.parametrize(
+    "answer, count",
+    [
+        (slots(False, False), 0),
+        (slots(True, False), 1),
+        (slots(True, True), 2),
+        ((503, b'{"error":"loading model"}'), 1),
+        ((404, b"404 page not found"), None),
+        ((200, b"not json"), None),
+        ((200, b'[{"id": 0}]'), None),
+    ],
+)
+def test_what_a_runner_is_at(server, answer, count):
+    Handler.answers = {"/slots": answer}
+    runner = {"kind": "runner", "unit": "ollama.service", "port": server, "health": "ok"}
+    assert _guard.under_way([runner, runner], "ollama.service") == count  # on two cards it is still one runner
+    hung, strange, other = dict(runner, health="timeout"), dict(runner, unit="x.service"), dict(runner, kind="other")
+    assert _guard.under_way([hung, strange, other], "ollama.service") == 0
+    assert _guard.under_way([dict(runner, port=None)], "ollama.service") is None
+
+
+def test_a_runner_that_works_at_a_batch_counts_and_one_that_is_gone_does_not(monkeypatch):
+    monkeypatch.setattr(_guard, "HEALTH_TIMEOUT_S", 0.2)
+    runner = {"kind": "runner", "unit": "u", "health": "ok"}
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        runner["port"] = silent.getsockname()[1]
+        assert _guard.under_way([runner], "u") == 1
+    assert _guard.under_way([runner], "u") == 0
+
+
+def test_rest_is_two_looks_in_a_row():
+    said, slept = [2, 0, 1, 0, 0, 5], []
+    clock = iter(range(100))
+    assert _guard.await_rest(lambda: said.pop(0), 50, lambda: next(clock), slept.append) == 0
+    assert (said, len(slept)) == ([5], 4)
+    assert _guard.await_rest(lambda: 3, 5, lambda: next(clock), slept.append) == 3
+    assert _guard.await_rest(lambda: 0, 0, lambda: 1, slept.append) == 0
+
+
+def test_a_restart_waits_for_what_is_under_way_and_others_are_told(config, tmp_path, server, monkeypatch):
+    """The server traps memory while a chat runs: no restart before the slots are at rest, none later than the bound."""
+    monkeypatch.setattr(_guard, "DRAIN_LOOK_S", 0)
+    monkeypatch.setattr(_guard, "port_of", lambda argv: server)
+    config["mode"] = "act"
+    start = watched(config)
+    Handler.answers.update({"/health": (200, b"{}"), "/slots": slots(True)})
+    runner = holder(pid=4_100_001, mib=12_000, comm="llama-server")
+    monkeypatch.setattr(_guard, "kind_of", lambda comm, argv: "server" if comm == "ollama" else "runner")
+    seen = nvml(holder(), runner)
+    model = {"name": "q:1", "digest": "d", "size": 11_900 * MIB, "size_vram": 11_900 * MIB, "expires_at": "2319-01-01T00:00:00Z"}
+    Handler.answers["/api/ps"] = (200, json.dumps({"models": [model]}).encode())
+    records = [record for record, _line in ticks(config, 6, start=start, nvml=seen)]
+    assert [record["action"] for record in records[-3:]] == ["wait"] * 3, records[-1]
+    assert "1 generation to end" in records[-1]["why"]
+    assert json.loads((tmp_path / "status.json").read_text())["draining"] is True
+    assert "vram_guard_draining 1" in (tmp_path / "vram_guard.prom").read_text()
+    assert "request.json" not in os.listdir(tmp_path)
+    Handler.answers["/slots"] = slots(False)
+    [(record, _line)] = ticks(config, 1, start=start + 90, nvml=seen)
+    assert (record["action"], record["rule"]) == ("restart", "trapped")
+    assert json.loads((tmp_path / "status.json").read_text())["draining"] is False
+
+
+def test_what_others_read_is_there_and_goes(config, tmp_path):
+    start = watched(config)
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert set(status) == {"version", "at", "mode", "fenced", "fence", "draining", "budget_left", "decision"}
+    assert (status["version"], status["fenced"], status["fence"], status["draining"]) == (1, False, None, False)
+    assert status["budget_left"]["restart"] == {"hour": 2, "day": 4}
+    lost = gpu(state="lost", processes=None, used_mib=None, free_mib=None, total_mib=None)
+    config["mode"] = "act"
+    ticks(config, 3, start=start, nvml=lambda: {"state": "ok", "message": None, "gpus": [lost]})
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert (status["fenced"], status["fence"]["rule"]) == (True, "gpu_lost")
+    assert status["fence"]["since"] == pytest.approx(CLOCK["wall"] + start + 15)
+    assert "only a person" in (tmp_path / "fenced").read_text()
+    assert status["at"] == CLOCK["wall"] + start + 30
+    _guard.lift_fence(config, later(start + 40))
+    assert "fenced" not in os.listdir(tmp_path)
+    assert json.loads((tmp_path / "status.json").read_text())["fenced"] is False
 
 
 def test_an_unload_is_asked_of_the_server_and_a_refusal_is_said(config, server):
@@ -708,6 +796,22 @@ def test_the_program_starts_without_site_and_without_what_a_quiet_tick_does_not_
     done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
     assert ctypes.sizeof(ctypes.c_void_p) in (4, 8)
+
+
+def _promtool():
+    kept = os.path.join(os.environ.get("GPUFLEET_CACHE") or os.path.expanduser("~/.cache/gpufleet"), "promtool/usr/bin/promtool")
+    return shutil.which("promtool") or (kept if os.access(kept, os.X_OK) else None)
+
+
+@pytest.mark.skipif(_promtool() is None, reason="tools/promtool fetches it")
+def test_promtool_has_nothing_to_say_about_the_metrics(config, tmp_path):
+    ticks(config, 3, nvml=nvml(holder(comm="llama-server"), state="ok"))
+    text = (tmp_path / "vram_guard.prom").read_text()
+    done = subprocess.run([_promtool(), "check", "metrics"], input=text, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    # It does see what is wrong.
+    done = subprocess.run([_promtool(), "check", "metrics"], input=text.replace("_total", ""), capture_output=True, text=True, check=False)
+    assert done.returncode == 3
 
 
 def test_every_alert_rule_asks_for_a_metric_that_is_written(config, tmp_path):

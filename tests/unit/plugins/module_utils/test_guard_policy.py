@@ -75,12 +75,13 @@ gpus = st.builds(
     recovery=st.sampled_from([None, None, None, "gpu_reset"]),
 )
 samples = st.builds(
-    lambda nvml, ollama, cards, running, listed, xids: {
+    lambda nvml, ollama, cards, running, listed, xids, in_flight: {
         "nvml": {"state": nvml, "detail": ""},
         "gpus": cards if nvml == "ok" else [],
         "processes": [one for one in running if nvml == "ok"],
         "ollama": {"state": ollama, "detail": "", "models": listed if ollama == "ok" else []},
         "xids": {"state": "ok", "events": [{"at": str(xid), "gpu": "A", "xid": xid} for xid in xids]},
+        "in_flight": in_flight,
         "clock_step_s": 0.0,
     },
     nvml=st.sampled_from(["ok"] * 8 + ["mismatch", "error", "no_driver"]),
@@ -89,6 +90,7 @@ samples = st.builds(
     running=st.lists(processes, max_size=3, unique_by=lambda one: (one["pid"], one["gpu"])),
     listed=st.lists(models, max_size=2, unique_by=lambda model: model["name"]),
     xids=st.lists(st.sampled_from([13, 31, 79]), max_size=1),
+    in_flight=st.sampled_from([None, 0, 0, 2]),
 )
 stories = st.lists(
     st.tuples(samples, st.integers(1, 14), st.sampled_from([15, 15, 15, 40, 900])),
@@ -142,6 +144,21 @@ def test_never_exceeds_a_budget(story):
         for start in times:
             assert sum(1 for when in times if start <= when < start + 3600) <= limit["hour"]
             assert sum(1 for when in times if start <= when < start + 86400) <= limit["day"]
+
+
+@few
+@given(stories)
+def test_a_restart_cuts_off_no_generation_before_its_bound(story):
+    """Whatever else is seen: with something under way a restart was due for drain_s, tick by tick, before it comes."""
+    due = None
+    for now, sample, decision in run(story):
+        if decision.get("due") == "restart" and (due is None or due[1] != decision["rule"]):
+            due = (now, decision["rule"])
+        elif decision["action"] == "restart" and sample["in_flight"]:
+            assert due is not None
+            assert now - due[0] >= DEFAULTS["drain_s"]
+        if decision.get("due") != "restart":
+            due = None
 
 
 @few
