@@ -31,6 +31,7 @@ HTTP_TIMEOUT_S = 5.0
 HEALTH_TIMEOUT_S = 2.0
 XID_INTERVAL_S = 60
 REST_STEP_S = 0.25
+DRAIN_FLAG = "/run/gpufleet/drain"
 DRAIN_LOOK_S = 15  # a tick is ended by systemd after 60 s
 MIB = 1024 * 1024
 
@@ -620,9 +621,13 @@ def tick(config, dry_run=False, nvml=None, clock=None, out=None):
     decision, new = think(history, sample, plan, config, now, mode)
     if "restart" in (decision["action"], decision.get("due")):
         # A restart is due as soon as no generation is under way. Waiting for that moment is most of this tick's time.
+        if mode == "act" and not dry_run:
+            ask_for("restart", {"unit": decision["target"]["unit"], "go": False}, config, clock)
         patience = 0 if dry_run else min(config["settings"]["interval_s"] - 3, DRAIN_LOOK_S)
         sample["in_flight"] = await_rest(lambda: under_way(sample["processes"], config["settings"]["unit"]), patience)
         decision, new = think(history, sample, plan, config, now, mode)
+    elif history["waiting"] and mode == "act" and not dry_run:
+        withdraw(config)
     history = new
     done = None
     if mode == "act" and not dry_run and decision["action"] in policy.ACTIONS:
@@ -722,9 +727,22 @@ def carry_out(decision, config, clock):
         return "asked" if status == 200 else f"failed: {status} {content[:200].decode('utf-8', 'replace')}"
     if action == "fence":
         return "fenced: nothing more is done until `vram-guard unfence`"
-    request = {"kind": action, "boottime": clock["mono"], "boot": clock["boot"], **target}
-    write_text(os.path.join(config["state_dir"], "request.json"), json.dumps(request))
+    ask_for(action, dict(target, go=True) if action == "restart" else target, config, clocks() if action == "restart" else clock)
     return "requested"
+
+
+def ask_for(kind, target, config, clock):
+    """Leave a request for the privileged part. A restart is asked for twice: when it is due (it drains from then on) and to go."""
+    request = {"kind": kind, "boottime": clock["mono"], "boot": clock["boot"], **target}
+    write_text(os.path.join(config["state_dir"], "request.json"), json.dumps(request))
+
+
+def withdraw(config):
+    """The restart that was due is so no more."""
+    try:
+        os.unlink(os.path.join(config["state_dir"], "request.json"))
+    except FileNotFoundError:
+        pass
 
 
 def publish(config, history, now, clock, record):
@@ -817,7 +835,7 @@ def _escape(value):
 # --- the privileged part ----------------------------------------------------------------------
 
 REQUEST_KEYS = {
-    "restart": {"kind", "boottime", "boot", "unit"},
+    "restart": {"kind", "boottime", "boot", "unit", "go"},
     "end": {"kind", "boottime", "boot", "pid", "start"},
 }
 
@@ -838,6 +856,8 @@ def checked_request(text, config, clock):
         raise GuardError(f"The request is {age:.0f} s old or of another boot; one of the last minute was wanted. Nothing was done.")
     if kind == "restart" and request["unit"] != config["settings"]["unit"]:
         raise GuardError(f"The request names {request['unit']!r}; only {config['settings']['unit']} may be restarted. Nothing was done.")
+    if kind == "restart" and not isinstance(request["go"], bool):
+        raise GuardError("The request does not say whether to go; nothing was done.")
     if kind == "end" and not (_is(request["pid"], int) and request["pid"] > 1 and _is(request["start"], int)):
         raise GuardError("The request names no process; nothing was done.")
     return request
@@ -936,10 +956,48 @@ def act(config, clock=None, run=None):
     request = checked_request(read_request(path, owner), config, clock)
     if request["kind"] == "end":
         return end_process(request, config)
-    done = (run or subprocess.run)(["systemctl", "restart", request["unit"]], timeout=300, check=False)
+    mine = lay_drain_flag(request["unit"])
+    try:
+        if not await_go(request, lambda: checked_request(read_request(path, owner), config, clocks()), config["settings"]["drain_s"] + 120):
+            return f"{request['unit']} was not restarted: it was due no more"
+        done = (run or subprocess.run)(["systemctl", "restart", request["unit"]], timeout=300, check=False)
+    finally:
+        if mine:
+            os.unlink(DRAIN_FLAG)
     if done.returncode:
         raise GuardError(f"systemctl restart {request['unit']} ended with {done.returncode}; `journalctl -u {request['unit']}` says why.")
     return f"{request['unit']} restarted"
+
+
+def lay_drain_flag(unit):
+    """Ask the gateway to take no new requests (docs/gateway.md, "Draining a host"). False where it drains already, for somebody else."""
+    try:
+        os.makedirs(os.path.dirname(DRAIN_FLAG), exist_ok=True)
+        with open(DRAIN_FLAG, "x", encoding="utf-8") as flag:
+            flag.write(f"vram-guard restarts {unit}\n")
+    except FileExistsError:
+        return False
+    os.chmod(DRAIN_FLAG, 0o644)
+    return True
+
+
+def await_go(request, look, patience_s, clock_s=time.monotonic, sleep=time.sleep):
+    """Whether the restart is to go: the guard says so as soon as nothing is under way, and takes its request back when it is due no more.
+
+    The guard renews its request at every tick, so one that grows old is that of a guard that is gone.
+    """
+    deadline = clock_s() + patience_s
+    while not request["go"]:
+        if clock_s() > deadline:
+            return False
+        sleep(0.05)
+        try:
+            request = look()
+        except GuardError:
+            return False
+        if request["kind"] != "restart":
+            return False
+    return True
 
 
 # --- for people -------------------------------------------------------------------------------

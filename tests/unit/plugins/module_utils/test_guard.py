@@ -498,7 +498,7 @@ def test_a_restart_is_left_to_the_privileged_part(config, tmp_path):
     records = act_on_trapped(config)
     assert [record["action"] for record in records].count("restart") == 1
     request = json.loads((tmp_path / "request.json").read_text())
-    assert (request["kind"], request["unit"], set(request)) == ("restart", "ollama.service", _guard.REQUEST_KEYS["restart"])
+    assert (request["kind"], request["unit"], set(request), request["go"]) == ("restart", "ollama.service", _guard.REQUEST_KEYS["restart"], True)
     assert 'actions_total{action="restart"} 1' in (tmp_path / "vram_guard.prom").read_text()
 
 
@@ -564,7 +564,13 @@ def test_a_restart_waits_for_what_is_under_way_and_others_are_told(config, tmp_p
     assert "1 generation to end" in records[-1]["why"]
     assert json.loads((tmp_path / "status.json").read_text())["draining"] is True
     assert "vram_guard_draining 1" in (tmp_path / "vram_guard.prom").read_text()
-    assert "request.json" not in os.listdir(tmp_path)
+    assert json.loads((tmp_path / "request.json").read_text())["go"] is False
+    assert json.loads((tmp_path / "request.json").read_text())["boottime"] == CLOCK["mono"] + start + 75
+    [(record, _line)] = ticks(config, 1, start=start + 85, nvml=nvml(runner))
+    assert (record["action"], "request.json" in os.listdir(tmp_path)) == ("none", False)
+    ticks(config, 4, start=start + 95, nvml=seen)
+    assert json.loads((tmp_path / "request.json").read_text())["go"] is False
+    start += 65
     Handler.answers["/slots"] = slots(False)
     [(record, _line)] = ticks(config, 1, start=start + 90, nvml=seen)
     assert (record["action"], record["rule"]) == ("restart", "trapped")
@@ -639,12 +645,12 @@ def test_the_command_line(config, tmp_path, capsys):
 
 
 def request(**parts):
-    base = {"kind": "restart", "boottime": CLOCK["mono"] - 1, "boot": "b1", "unit": "ollama.service"}
+    base = {"kind": "restart", "boottime": CLOCK["mono"] - 1, "boot": "b1", "unit": "ollama.service", "go": True}
     base.update(parts)
     return json.dumps({key: value for key, value in base.items() if value is not ...})
 
 
-END = {"kind": "end", "unit": ..., "pid": 4242, "start": 99}
+END = {"kind": "end", "unit": ..., "go": ..., "pid": 4242, "start": 99}
 
 
 @pytest.mark.parametrize(
@@ -654,6 +660,8 @@ END = {"kind": "end", "unit": ..., "pid": 4242, "start": 99}
         request(unit="ollama.service; reboot"),
         request(kind="reboot"),
         request(extra=1),
+        request(go=1),
+        request(go=...),
         request(boottime=CLOCK["mono"] - 120),
         request(boottime=CLOCK["mono"] + 120),
         request(boottime="now"),
@@ -702,19 +710,52 @@ def test_only_a_small_plain_file_of_the_guard_is_read(tmp_path):
         _guard.read_request(str(tmp_path / "big"), os.getuid())
 
 
-def test_a_restart_restarts_the_unit_of_the_configuration(config, tmp_path):
+def test_a_restart_restarts_the_unit_of_the_configuration(config, tmp_path, monkeypatch):
+    flag = tmp_path / "run" / "drain"
+    monkeypatch.setattr(_guard, "DRAIN_FLAG", str(flag))
     config["mode"] = "act"
     (tmp_path / "request.json").write_text(request())
     asked = []
 
     def run(command, **_more):
         asked.append(command)
+        assert "vram-guard restarts ollama.service" in flag.read_text()
         return subprocess.CompletedProcess(command, 0)
 
     assert _guard.act(config, CLOCK, run) == "ollama.service restarted"
     assert asked == [["systemctl", "restart", "ollama.service"]]
     with pytest.raises(_guard.GuardError, match="journalctl"):
         _guard.act(config, CLOCK, lambda command, **_more: subprocess.CompletedProcess(command, 1))
+    assert not flag.exists()
+    flag.write_text("somebody upgrades the driver")
+    assert _guard.act(config, CLOCK, lambda command, **_more: subprocess.CompletedProcess(command, 0)) == "ollama.service restarted"
+    assert flag.read_text() == "somebody upgrades the driver"
+
+
+def test_a_restart_that_is_due_no_more_is_none(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(_guard, "DRAIN_FLAG", str(tmp_path / "drain"))
+    config["mode"] = "act"
+    (tmp_path / "request.json").write_text(request(go=False))
+    monkeypatch.setattr(_guard.time, "sleep", None)
+    # Its clock is another than that of the first look, so the second look finds it too old.
+    assert "due no more" in _guard.act(config, CLOCK, None)
+    assert not (tmp_path / "drain").exists()
+
+
+def test_it_goes_when_the_guard_says_so_and_not_for_ever():
+    wait = {"kind": "restart", "go": False}
+    said, slept = [wait, wait, dict(wait, go=True)], []
+    assert _guard.await_go(wait, lambda: said.pop(0), 100, lambda: 0, slept.append) is True
+    assert len(slept) == 3
+    assert _guard.await_go(dict(wait, go=True), None, 100, lambda: 0, slept.append) is True
+    assert _guard.await_go(wait, lambda: {"kind": "end"}, 100, lambda: 0, slept.append) is False
+    clock = iter(range(100))
+    assert _guard.await_go(wait, lambda: wait, 5, lambda: next(clock), slept.append) is False
+
+    def gone():
+        raise _guard.GuardError("no request")
+
+    assert _guard.await_go(wait, gone, 100, lambda: 0, slept.append) is False
 
 
 def test_every_objection_to_ending_a_process(config):
