@@ -1682,7 +1682,9 @@ class Scheduler:
         log("INFO", "starting llama-server", cmd=" ".join([command[0], *command[3:]]))
         runner = Runner(model, wanted, keep)
         streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        process = subprocess.Popen(command, executable=sys.executable, **streams)
+        # Where the program of a runner matters, the lab lays an interpreter beside it (molecule/lab/faults/orphan).
+        interpreter = os.path.join(os.path.dirname(beside), "interpreter")
+        process = subprocess.Popen(command, executable=interpreter if os.path.exists(interpreter) else sys.executable, **streams)
         runner.process = process
         tail: list = []
         threading.Thread(target=self.relay, args=(process, tail), daemon=True).start()
