@@ -99,6 +99,10 @@ bench-load: setup ## The plan beside what the real server then takes of a simula
 bench-guard: setup ## What a tick of the guard costs
 	@$(BIN)/python tests/bench_guard.py
 
+.PHONY: bench-rounds
+bench-rounds: setup ## What ten rounds of conversation send to the model, with our settings and without
+	@$(BIN)/python tests/bench_rounds.py
+
 # --- The collection ---
 
 .PHONY: build

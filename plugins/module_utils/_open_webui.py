@@ -84,6 +84,8 @@ class Client:
             403: " The account has to be an administrator's.",
             429: " Open WebUI takes 15 sign-ins in 180 s per e-mail, successes included; wait three minutes.",
         }.get(status, "")
+        if "validation criteria" in detail:
+            hint = " Eight characters and more with a small and a capital letter, a digit and a sign are wanted."
         if status == 401 and not self.token:
             hint = " A token was needed and none was given."
         return f"{method} {path} was refused with {status}: {detail.rstrip('.')}.{hint}"
@@ -144,6 +146,16 @@ def sign_in(client, email, password):
 def change_password(client, former, new):
     """Change the password of the account that the client's token belongs to."""
     client.call("POST", "/api/v1/auths/update/password", {"password": former, "new_password": new})
+
+
+def unless_fresh(look, check_mode):
+    """What ``look()`` returns; in check mode None where no server answers, as on a host that has none yet."""
+    try:
+        return look()
+    except OpenWebuiError as error:
+        if check_mode and error.status is None:
+            return None
+        raise
 
 
 # --- Functions ---
@@ -233,16 +245,216 @@ def observe_config(client, keys):
 
 
 def as_held(held, value):
-    """The value in the server's own type: environments and inventories carry switches as text.
+    """The value in the server's own type: environments and inventories carry switches and structures as text.
 
-    >>> as_held(True, "false"), as_held("false", "false"), as_held(True, 1)
-    (False, 'false', 1)
+    >>> as_held(True, "false"), as_held("false", "false"), as_held(True, 1), as_held({}, '{"0": {}}')
+    (False, 'false', 1, {'0': {}})
     """
     if isinstance(held, bool) and isinstance(value, str) and value.lower() in ("true", "false"):
         return value.lower() == "true"
+    if isinstance(held, (dict, list)) and isinstance(value, str):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
     return value
 
 
 def put_config(client, values):
     """Change these settings and no other."""
     client.call("POST", "/api/v1/configs/import", {"config": values})
+
+
+# --- Models ---
+
+EVERYONE = {"principal_type": "user", "principal_id": "*", "permission": "read"}
+
+
+MODEL_KEYS = ("id", "state", "base", "name", "description", "active", "access", "groups", "capabilities", "params")
+USER_KEYS = ("email", "state", "name", "role", "password", "update_password")
+
+
+def page_models(given, declared=()):
+    """The entries that the page is to have, each complete with id, name, access and capabilities.
+
+    ``given`` as an inventory has it (open_webui_models), or None for those of ``declared`` (models_declared of the role models).
+    A model of Ollama's own gets its tag, as the server lists it so. OpenWebuiError for what cannot be meant.
+
+    >>> page_models(None, [{"name": "qwen3-14b-4090"}])[0]["id"]
+    'qwen3-14b-4090:latest'
+    """
+    if given is None:
+        given = [{"id": model["name"]} for model in declared if model.get("state") != "absent"]
+    entries = []
+    for model in given:
+        _known("open_webui_models", model, MODEL_KEYS, "id")
+        entry = {"access": "everyone", "state": "present", **model}
+        entry["base" if entry.get("base") else "id"] = tagged(entry.get("base") or entry["id"])
+        entry.setdefault("name", model["id"])
+        entry["capabilities"] = {"builtin_tools": False, **(model.get("capabilities") or {})}
+        entries.append(entry)
+    return entries
+
+
+def tagged(name):
+    """The name with the tag that Ollama gives it."""
+    return name if ":" in name.rsplit("/", 1)[-1] else name + ":latest"
+
+
+def page_users(given):
+    """The accounts of an inventory (open_webui_users); OpenWebuiError names what cannot be meant, never a password."""
+    for user in given:
+        _known("open_webui_users", user, USER_KEYS, "email")
+    return list(given)
+
+
+def _known(variable, entry, keys, needed):
+    if not isinstance(entry, dict) or not entry.get(needed):
+        raise OpenWebuiError(f"An entry of {variable} has no {needed}; each needs one. Correct it in the inventory.")
+    unknown = sorted(set(entry) - set(keys))
+    if unknown:
+        raise OpenWebuiError(f"{variable} has {', '.join(unknown)} for {entry[needed]}; known are {', '.join(keys)}. Correct it in the inventory.")
+
+
+def observe_model(client, model_id):
+    """What Open WebUI keeps of a model, or None where it has no entry for it.
+
+    {base, name, description, active, access, groups, capabilities, params}; access is everyone, administrators, groups (their
+    names are in groups), or other for grants that this file does not make. The entry as the server sent it is under ``entry``.
+    """
+    try:
+        entry = client.call("GET", "/api/v1/models/model?id=" + urllib.parse.quote(model_id, safe=""))
+    except OpenWebuiError as error:
+        if error.status == 404:
+            return None
+        raise
+    meta = entry.get("meta") or {}
+    access, groups = _readers(client, entry.get("access_grants") or [])
+    return {
+        "base": entry.get("base_model_id"),
+        "name": entry.get("name"),
+        "description": meta.get("description") or "",
+        "active": bool(entry.get("is_active")),
+        "access": access,
+        "groups": groups,
+        "capabilities": meta.get("capabilities") or {},
+        "params": {key: value for key, value in (entry.get("params") or {}).items() if value is not None},
+        "entry": entry,
+    }
+
+
+def _readers(client, grants):
+    """(access, names of groups) that the grants come to."""
+    plain = [{key: grant.get(key) for key in EVERYONE} for grant in grants]
+    if not plain:
+        return "administrators", []
+    if plain == [EVERYONE]:
+        return "everyone", []
+    if all(grant["principal_type"] == "group" and grant["permission"] == "read" for grant in plain):
+        names = {ident: name for name, ident in group_ids(client).items()}
+        return "groups", sorted(names.get(grant["principal_id"], grant["principal_id"]) for grant in plain)
+    return "other", []
+
+
+def group_ids(client):
+    """{name: id} of the groups."""
+    return {group["name"]: group["id"] for group in client.call("GET", "/api/v1/groups/")}
+
+
+def wanted_model(observed, asked):
+    """What the entry should be: the keys of ``asked`` that are not None, over what is there; of dicts only the keys that are asked for."""
+    base = {"base": None, "name": None, "description": "", "active": True, "access": "administrators", "groups": [], "capabilities": {}, "params": {}}
+    base.update({key: observed[key] for key in base if observed})
+    wanted = {key: base[key] if asked.get(key) is None else asked[key] for key in base}
+    for key in ("capabilities", "params"):
+        merged = {**base[key], **(asked.get(key) or {})}
+        wanted[key] = {name: value for name, value in merged.items() if value is not None}
+    wanted["groups"] = sorted(wanted["groups"]) if wanted["access"] == "groups" else []
+    return wanted
+
+
+def put_model(client, model_id, observed, wanted):
+    """Make the entry what is wanted; what it holds besides stays. OpenWebuiError for a group that is not there."""
+    entry = observed["entry"] if observed else {}
+    form = {
+        "id": model_id,
+        "base_model_id": wanted["base"],
+        "name": wanted["name"],
+        "meta": {**(entry.get("meta") or {}), "description": wanted["description"] or None, "capabilities": wanted["capabilities"] or None},
+        "params": wanted["params"],
+        "is_active": wanted["active"],
+    }
+    if wanted["access"] == "other":
+        form["access_grants"] = [{key: grant.get(key) for key in EVERYONE} for grant in entry.get("access_grants") or []]
+    else:
+        form["access_grants"] = _grants(client, wanted)
+    client.call("POST", "/api/v1/models/model/update" if observed else "/api/v1/models/create", form)
+
+
+def _grants(client, wanted):
+    if wanted["access"] != "groups":
+        return [EVERYONE] if wanted["access"] == "everyone" else []
+    known = group_ids(client)
+    missing = [name for name in wanted["groups"] if name not in known]
+    if missing:
+        raise OpenWebuiError(f"there is no group {', '.join(missing)}; Open WebUI has {', '.join(sorted(known)) or 'none'}. Make it on the page first.")
+    return [{"principal_type": "group", "principal_id": known[name], "permission": "read"} for name in wanted["groups"]]
+
+
+def delete_model(client, model_id):
+    """Remove the entry; the model itself stays at its server."""
+    client.call("POST", "/api/v1/models/model/delete", {"id": model_id})
+
+
+# --- Accounts ---
+
+
+def observe_user(client, email):
+    """{id, email, name, role} of an account, or None. An address is kept in small letters."""
+    email, page, seen = email.lower(), 1, 0
+    while True:
+        answer = client.call("GET", f"/api/v1/users/?query={urllib.parse.quote(email, safe='')}&page={page}")
+        for user in answer["users"]:
+            if user["email"].lower() == email:
+                return {key: user[key] for key in ("id", "email", "name", "role")}
+        seen += len(answer["users"])
+        if not answer["users"] or seen >= answer["total"]:
+            return None
+        page += 1
+
+
+def all_users(client):
+    """[{id, email, name, role}] of every account."""
+    found, page = [], 1
+    while True:
+        answer = client.call("GET", f"/api/v1/users/?page={page}")
+        found += [{key: user[key] for key in ("id", "email", "name", "role")} for user in answer["users"]]
+        if not answer["users"] or len(found) >= answer["total"]:
+            return found
+        page += 1
+
+
+def add_user(client, email, name, role, password):
+    """Make an account."""
+    client.call("POST", "/api/v1/auths/add", {"email": email, "name": name, "role": role, "password": password, "profile_image_url": "/user.png"})
+
+
+def update_user(client, user_id, changes):
+    """Change name, role or password of an account; a new password ends its sessions."""
+    client.call("POST", f"/api/v1/users/{user_id}/update", changes)
+
+
+def delete_user(client, user_id):
+    """Remove an account with its chats."""
+    client.call("DELETE", f"/api/v1/users/{user_id}")
+
+
+def password_holds(client, email, password):
+    """Whether the account takes this password. Costs one of its 15 sign-ins in 180 s."""
+    try:
+        client.call("POST", "/api/v1/auths/signin", {"email": email, "password": password})
+    except OpenWebuiError as error:
+        if error.status in (400, 401):
+            return False
+        raise
+    return True

@@ -69,15 +69,14 @@ def python_version(python, run=subprocess.run):
     """(major, minor) of an interpreter; VenvError unless Open WebUI runs on it.
 
     >>> import sys
-    >>> python_version(sys.executable, lambda *a, **k: subprocess.CompletedProcess(a, 0, "3 12 True", ""))
-    (3, 12, True)
+    >>> python_version(sys.executable, lambda *a, **k: subprocess.CompletedProcess(a, 0, "3 12", ""))
+    (3, 12)
     """
-    program = "import sys, importlib.util as u; print(*sys.version_info[:2], u.find_spec('ensurepip') is not None)"
     try:
-        done = run([python, "-I", "-c", program], capture_output=True, text=True, timeout=60, check=False)
+        done = run([python, "-I", "-c", "import sys; print(*sys.version_info[:2])"], capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise VenvError(f"{python} does not run ({error}); Python 3.11 or 3.12 was wanted. Correct open_webui_python.") from error
-    match = re.match(r"(\d+) (\d+) (True|False)", done.stdout)
+    match = re.match(r"(\d+) (\d+)", done.stdout)
     if done.returncode or not match:
         said = done.stderr.strip()[-200:]
         raise VenvError(f"{python} is no Python ({said}); 3.11 or 3.12 was wanted. Correct open_webui_python.")
@@ -87,7 +86,16 @@ def python_version(python, run=subprocess.run):
             f"{python} is Python {version[0]}.{version[1]}; Open WebUI needs 3.11 or 3.12. "
             "Install one and name it in open_webui_python, or set open_webui_enabled=false."
         )
-    return (*version, match.group(3) == "True")
+    return version
+
+
+def has_ensurepip(python, run=subprocess.run):
+    """Whether the interpreter can make environments with pip; Debian keeps that in a package of its own."""
+    try:
+        done = run([python, "-I", "-c", "import ensurepip"], capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
 
 
 def uv_environment(pip_config):
@@ -166,12 +174,13 @@ def alone(folder, wait_s=LOCK_WAIT_S, clock=time.monotonic, sleep=time.sleep):
         os.close(handle)
 
 
-def build(path, stamp, python, requirements, uv_requirements, index_url=None, run=subprocess.run):
+def build(path, stamp, python, requirements, uv_requirements, index_url=None, installer=None, run=subprocess.run):
     """Build the environment at ``path`` and stamp it; VenvError says which step failed.
 
     ``requirements`` is the path of a list with hashes that names every package, open-webui
     included, or None: then the wheel's own requirements-slim.txt (set slim) or its metadata
-    (set full) decides, and packages that these do not pin are the newest.
+    (set full) decides, and packages that these do not pin are the newest. ``installer`` is the
+    interpreter that pip runs with, where ``python`` is one without ensurepip.
     """
     parent = os.path.dirname(path)
     cache, tools = os.path.join(parent, ".cache"), os.path.join(parent, ".uv")
@@ -181,7 +190,7 @@ def build(path, stamp, python, requirements, uv_requirements, index_url=None, ru
     base = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     if index_url:
         base["PIP_INDEX_URL"] = index_url
-    _run([python, "-m", "venv", tools], base, "Making the environment of the installer", run)
+    _run([installer or python, "-m", "venv", tools], base, "Making the environment of the installer", run)
     pip = [os.path.join(tools, "bin", "python"), "-m", "pip"]
     _run([*pip, "install", "--quiet", "--no-compile", "--require-hashes", "-r", uv_requirements], base, "Installing uv", run)
     configured = _run([*pip, "config", "list"], base, "Reading pip's configuration", run)

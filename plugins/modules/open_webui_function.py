@@ -117,7 +117,7 @@ def main():
 
 def apply(client, asked, check_mode):
     """Look, compare, act."""
-    observed = observe(client, asked["id"], check_mode)
+    observed = _open_webui.unless_fresh(lambda: _open_webui.observe_function(client, asked["id"]), check_mode)
     if asked["state"] == "absent":
         if observed is not None and not check_mode:
             _open_webui.delete_function(client, asked["id"])
@@ -139,16 +139,6 @@ def apply(client, asked, check_mode):
         if left:
             raise _open_webui.OpenWebuiError(f"the server took the change and still differs in {', '.join(left)}; see its log.")
     return result
-
-
-def observe(client, function_id, check_mode):
-    """The function or None; in check mode a server that does not answer, as on a fresh host, has none."""
-    try:
-        return _open_webui.observe_function(client, function_id)
-    except _open_webui.OpenWebuiError as error:
-        if check_mode and error.status is None:
-            return None
-        raise
 
 
 def show(function_id, before, after):

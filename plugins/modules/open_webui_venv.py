@@ -44,6 +44,9 @@ options:
     description: Interpreter to build it with, 3.11 or 3.12.
     type: path
     required: true
+  installer:
+    description: Interpreter that pip is run with to bring uv; any that the distribution makes environments with. By default O(python).
+    type: path
   requirements:
     description: File on the host that names every package with its hashes, open-webui included; without it the package's own lists decide.
     type: path
@@ -73,7 +76,7 @@ reason:
   returned: always
   sample: it is not there
 ensurepip:
-  description: Whether the interpreter can make environments with pip; Debian keeps that in a package of its own.
+  description: Whether the installer's interpreter can make environments with pip; Debian keeps that in a package of its own.
   type: bool
   returned: when the environment was or would be built
   sample: true
@@ -103,13 +106,14 @@ def main():
             "version": {"type": "str", "required": True},
             "package_set": {"type": "str", "choices": ["slim", "full"], "default": "slim"},
             "python": {"type": "path", "required": True},
+            "installer": {"type": "path"},
             "requirements": {"type": "path"},
             "uv_requirements": {"type": "path", "required": True},
             "index_url": {"type": "str"},
         },
         supports_check_mode=True,
     )
-    asked = module.params
+    asked = dict(module.params, installer=module.params["installer"] or module.params["python"])
     os.umask(0o022)
     try:
         module.exit_json(**apply(asked, module.check_mode))
@@ -126,8 +130,9 @@ def apply(asked, check_mode):
         result = _look(asked, wanted)
         if result["changed"]:
             if not result["ensurepip"]:
-                raise venv.VenvError(f"{asked['python']} has no ensurepip; install the package python{result['python_version']}-venv.")
-            result["stamp"] = venv.build(asked["path"], wanted, asked["python"], asked["requirements"], asked["uv_requirements"], asked["index_url"])
+                raise venv.VenvError(f"{asked['installer']} has no ensurepip; install the package python3-venv.")
+            lists = (asked["requirements"], asked["uv_requirements"])
+            result["stamp"] = venv.build(asked["path"], wanted, asked["python"], *lists, asked["index_url"], asked["installer"])
         return result
 
 
@@ -136,8 +141,8 @@ def _look(asked, wanted):
     reason = venv.difference(observed, wanted)
     result = {"changed": bool(reason), "reason": reason, "stamp": observed["stamp"]}
     if reason:
-        major, minor, ensurepip = venv.python_version(asked["python"])
-        result.update(ensurepip=ensurepip, python_version=f"{major}.{minor}")
+        major, minor = venv.python_version(asked["python"])
+        result.update(ensurepip=venv.has_ensurepip(asked["installer"]), python_version=f"{major}.{minor}")
         before = f"{asked['path']}: {reason}\n"
         after = f"{asked['path']}: Open WebUI {asked['version']}, {asked['package_set']} set, {asked['python']}\n"
         result["diff"] = {"before": before, "after": after}

@@ -362,6 +362,7 @@ class Faults:
     slow_load_s               seconds more for each load
     token_delay_s             seconds between two tokens (0.002)
     answer_tokens             length of an answer that no limit cuts (32)
+    thought_tokens            how many of them, at its head, a thinking model thinks (4)
     pull_retry_base_s         first pause between attempts of a download (1, as the real one)
     """
 
@@ -2562,6 +2563,10 @@ class Server:
             connection.close()
         yield None, "length" if 0 <= limit <= natural else "stop"
 
+    def thought_tokens(self) -> int:
+        """Tokens at the head of an answer that a thinking model thinks."""
+        return int(self.faults.get("thought_tokens", 4))
+
     @staticmethod
     def metrics(started: float, loaded: float, prompt: str, count: int) -> dict:
         now = time.monotonic()
@@ -2609,7 +2614,7 @@ class Server:
                     line.update(self.metrics(started, loaded, prompt, count))
                 else:
                     count += 1
-                    line["thinking" if thinks and count <= 4 else "response"] = word
+                    line["thinking" if thinks and count <= self.thought_tokens() else "response"] = word
                     line["done"] = False
                 yield line
         finally:
@@ -2633,7 +2638,8 @@ class Server:
         if body.get("think") and "thinking" not in capabilities:
             raise ApiError(400, f'"{text}" does not support thinking')
         self.check_format(body)
-        prompt = "\n".join(f"{m.get('role')}: {m.get('content')}" for m in [*model.messages, *messages])
+        # The lab's template shows every message's thoughts, so they are part of what is read and counted.
+        prompt = "\n".join(f"{m.get('role')}: {m.get('thinking') or ''}{m.get('content')}" for m in [*model.messages, *messages])
         runner, options = self.run(model, body, keep_s, prompt, "chat")
         if not messages:
             self.scheduler.release(runner)
@@ -2651,7 +2657,7 @@ class Server:
                     line.update(self.metrics(started, loaded, prompt, count))
                 else:
                     count += 1
-                    line["message"]["thinking" if thinks and count <= 4 else "content"] = word
+                    line["message"]["thinking" if thinks and count <= self.thought_tokens() else "content"] = word
                     line["done"] = False
                 yield line
         finally:

@@ -13,6 +13,7 @@ import contextlib
 import http.server
 import json
 import threading
+import urllib.parse
 
 REWRITES = ("utils", "apps", "main", "config")
 SIGN_INS = 15
@@ -24,7 +25,15 @@ class State:
     def __init__(self):
         self.email, self.password, self.token = "admin@example.org", "a-good-password", "token-1"
         self.functions = {}
-        self.config = {"ui.enable_signup": False, "auth.jwt_expiry": "12h", "openai.api_keys": ["sk-hidden"]}
+        self.models = {}
+        self.groups = {"Staff": "group-1"}
+        self.users = [{"id": "1", "email": self.email, "name": "Admin", "role": "admin"}]
+        self.passwords = {}
+        self.chats = {}
+        self.files = {}
+        self.vectors = True  # False: a file's removal fails after the file is gone, as in a slim 0.12 without pgvector
+        self.page_of_users = 2
+        self.config = {"ui.enable_signup": False, "auth.jwt_expiry": "12h", "ollama.api_configs": {}, "openai.api_keys": ["sk-hidden"]}
         self.sign_ins = 0
         self.mfa = False
         self.not_ready = 0
@@ -52,7 +61,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def handle_any(self):
         state = self.server.state
         body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "null")
-        path = self.path.split("?")[0]
+        path, _, query = self.path.partition("?")
+        self.query = dict(urllib.parse.parse_qsl(query))
         state.calls.append((self.command, path))
         if path == "/ready":
             state.not_ready -= 1
@@ -68,7 +78,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 return self.answer(400, {"detail": "The password provided is incorrect."})
             state.password = body["new_password"]
             return self.answer(200, True)
-        return self.functions(state, path, body)
+        parts = path.split("/")[3:]
+        answers = {"models": self.models, "groups": self.groups, "users": self.users, "auths": self.users, "chats": self.chats, "files": self.files}
+        return answers.get(parts[0], self.functions)(state, parts, body)
 
     do_GET = do_POST = do_DELETE = handle_any  # noqa: N815 (the names that http.server calls)
 
@@ -76,14 +88,76 @@ class Handler(http.server.BaseHTTPRequestHandler):
         state.sign_ins += 1
         if state.sign_ins > SIGN_INS:
             return self.answer(429, {"detail": "API rate limit exceeded"})
+        if state.passwords.get(body["email"]) == body["password"]:
+            return self.answer(200, {"token": "token-of-a-user", "expires_at": None, "id": "2", "role": "user"})
         if body != {"email": state.email, "password": state.password}:
             return self.answer(400, {"detail": "The email or password provided is incorrect."})
         if state.mfa:
             return self.answer(200, {"mfa_required": True})
         return self.answer(200, {"token": state.token, "expires_at": None, "id": "1", "role": "admin"})
 
-    def functions(self, state, path, body):
-        parts = path.split("/")[3:]
+    def models(self, state, parts, body):
+        if parts == ["models", "model"]:
+            held = state.models.get(self.query["id"])
+            return self.answer(200, held) if held else self.answer(404, {"detail": "not found"})
+        held = state.models.get(body["id"])
+        if parts == ["models", "create"] and held:
+            return self.answer(401, {"detail": "Uh-oh! This model id is already registered."})
+        if parts == ["models", "model", "delete"]:
+            return self.answer(200, state.models.pop(body["id"]) is not None)
+        grants = [dict(grant, id=f"grant-{number}", created_at=1) for number, grant in enumerate(body["access_grants"])]
+        # The server adds keys of its own, empty ones among them.
+        meta = {"profile_image_url": "/static/favicon.png", "knowledge": None, **body["meta"]}
+        state.models[body["id"]] = dict(body, access_grants=grants, meta=meta, params={"system": None, **body["params"]}, user_id="1", updated_at=2)
+        return self.answer(200, state.models[body["id"]])
+
+    def groups(self, state, _parts, _body):
+        return self.answer(200, [{"id": ident, "name": name} for name, ident in state.groups.items()])
+
+    def users(self, state, parts, body):
+        if parts == ["auths", "add"]:
+            if "-" not in body["password"]:
+                return self.answer(400, {"detail": "The password does not meet the required validation criteria."})
+            user = {"id": str(len(state.users) + 1), **{key: body[key] for key in ("email", "name", "role")}}
+            state.users.append(user)
+            state.passwords[body["email"]] = body["password"]
+            return self.answer(200, dict(user, token="token-of-a-user"))
+        if parts == ["users", ""]:
+            found = [user for user in state.users if self.query.get("query", "") in user["email"] + user["name"]]
+            first = (int(self.query["page"]) - 1) * state.page_of_users
+            return self.answer(200, {"users": found[first : first + state.page_of_users], "total": len(found)})
+        user = next(user for user in state.users if user["id"] == parts[1])
+        if self.command == "DELETE":
+            if user["id"] == "1":
+                return self.answer(403, {"detail": "This action is prohibited."})
+            state.users.remove(user)
+            return self.answer(200, True)
+        if "password" in body:
+            state.passwords[user["email"]] = body["password"]
+        user.update({key: value for key, value in body.items() if key != "password"})
+        return self.answer(200, user)
+
+    def chats(self, state, parts, _body):
+        if parts[1] == "list":
+            owned = sorted((chat for chat in state.chats.values() if chat["user_id"] == parts[3]), key=lambda chat: -chat["updated_at"])
+            first = (int(self.query["page"]) - 1) * 2
+            shown = [{key: chat[key] for key in ("id", "title", "updated_at")} | {"active": chat.get("active", False)} for chat in owned]
+            return self.answer(200, shown[first : first + 2])
+        if parts[1] not in state.chats:
+            return self.answer(401, {"detail": "not found"})
+        if self.command == "DELETE":
+            return self.answer(200, state.chats.pop(parts[1]) is not None)
+        return self.answer(200, state.chats[parts[1]])
+
+    def files(self, state, parts, _body):
+        if parts[1] not in state.files:
+            return self.answer(404, {"detail": "not found"})
+        if self.command == "DELETE":
+            del state.files[parts[1]]
+            return self.answer(200, True) if state.vectors else self.answer(400, {"detail": "Error deleting files"})
+        return self.answer(200, state.files[parts[1]])
+
+    def functions(self, state, parts, body):
         if parts == ["configs", "export"]:
             return self.answer(200, state.config)
         if parts == ["configs", "import"]:

@@ -111,8 +111,8 @@ def test_pips_configuration_holds_for_uv(text, name, value):
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (done("3 10 True"), "is Python 3.10; Open WebUI needs 3.11 or 3.12"),
-        (done("3 13 True"), "is Python 3.13"),
+        (done("3 10"), "is Python 3.10; Open WebUI needs 3.11 or 3.12"),
+        (done("3 13"), "is Python 3.13"),
         (done("", 127, "not found"), "is no Python .not found."),
         (OSError("no such file"), "does not run"),
     ],

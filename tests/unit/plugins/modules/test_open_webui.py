@@ -12,12 +12,15 @@ import sqlite3
 import pytest
 from ansible.module_utils.testing import patch_module_args
 
+from ansible_collections.gpufleet.llm.plugins.module_utils import _open_webui
 from ansible_collections.gpufleet.llm.plugins.modules import (
     open_webui_backup,
     open_webui_config,
     open_webui_function,
+    open_webui_model,
     open_webui_secrets,
     open_webui_token,
+    open_webui_user,
     open_webui_venv,
 )
 from ansible_collections.gpufleet.llm.tests.unit.plugins.open_webui_server import open_webui
@@ -106,6 +109,100 @@ def test_function_is_predicted_where_no_server_is(call):
     result = call(open_webui_function, check=True, url="http://127.0.0.1:9", token="", id="mine", name="M", content="pass", active=True)
     assert result["changed"] and "active: True" in result["diff"]["after"]
     assert call(open_webui_function, url="http://127.0.0.1:9", token="", id="mine", name="M", content="pass")["failed"]
+
+
+# --- open_webui_model ---
+
+
+def test_model_do_repeat_change_absent_repeat(call, server):
+    url, state = server
+    options = {"url": url, "token": state.token, "id": "qwen:latest", "access": "everyone", "capabilities": {"builtin_tools": False}}
+    predicted = call(open_webui_model, check=True, **options)
+    assert predicted["changed"] and not state.models and not state.writes
+    made = call(open_webui_model, **options)
+    assert made["changed"] and made["diff"] == predicted["diff"] and made["model"]["name"] == "qwen:latest"
+    held = state.models["qwen:latest"]
+    assert held["base_model_id"] is None and held["is_active"] and held["meta"]["capabilities"] == {"builtin_tools": False}
+    assert [grant["principal_id"] for grant in held["access_grants"]] == ["*"]
+
+    state.calls.clear()
+    again = call(open_webui_model, **options)
+    assert not again["changed"] and again["differences"] == [] and not state.writes
+    assert again["diff"]["before"] == again["diff"]["after"]
+
+    held["meta"]["capabilities"]["builtin_tools"] = True
+    held["access_grants"] = []
+    drift = call(open_webui_model, **options)
+    assert drift["differences"] == ["access", "capabilities"]
+    assert "access: administrators" in drift["diff"]["before"] and "capabilities.builtin_tools: False" in drift["diff"]["after"]
+
+    gone = {"url": url, "token": state.token, "id": "qwen:latest", "state": "absent"}
+    assert call(open_webui_model, check=True, **gone)["changed"] and state.models
+    assert call(open_webui_model, **gone)["changed"] and not state.models
+    assert not call(open_webui_model, **gone)["changed"]
+
+
+def test_model_leaves_alone_what_is_not_given(call, server):
+    url, state = server
+    options = {"url": url, "token": state.token, "id": "qwen:latest"}
+    call(open_webui_model, **options, access="groups", groups=["Staff"], params={"temperature": 0.6}, capabilities={"vision": True})
+    state.models["qwen:latest"]["meta"]["tags"] = [{"name": "mine"}]
+    changed = call(open_webui_model, **options, name="Qwen", params={"top_k": 20}, capabilities={"vision": None, "builtin_tools": False})
+    held = state.models["qwen:latest"]
+    assert changed["differences"] == ["name", "capabilities", "params"]
+    assert held["params"] == {"system": None, "temperature": 0.6, "top_k": 20} and held["meta"]["capabilities"] == {"builtin_tools": False}
+    assert held["meta"]["tags"] == [{"name": "mine"}] and held["access_grants"][0]["principal_id"] == "group-1"
+    held["access_grants"] = [{"principal_type": "user", "principal_id": "7", "permission": "write", "id": "x", "created_at": 1}]
+    kept = call(open_webui_model, **options, description="For all of us")
+    assert kept["model"]["access"] == "other" and held["access_grants"] != [] and state.models["qwen:latest"]["access_grants"][0]["principal_id"] == "7"
+
+
+def test_model_refusals_say_why(call, server):
+    url, state = server
+    options = {"url": url, "token": state.token, "id": "qwen:latest"}
+    assert "there is no group Nobody; Open WebUI has Staff" in call(open_webui_model, **options, access="groups", groups=["Nobody"])["msg"]
+    assert "does not answer" in call(open_webui_model, **{**options, "url": "http://127.0.0.1:9"})["msg"]
+    assert call(open_webui_model, check=True, **{**options, "url": "http://127.0.0.1:9"})["changed"]
+
+
+# --- open_webui_user ---
+
+
+def test_user_do_repeat_change_absent_repeat(call, server):
+    url, state = server
+    state.users += [{"id": str(number), "email": f"eva{number}@example.org", "name": "E", "role": "user"} for number in range(10, 15)]
+    options = {"url": url, "token": state.token, "email": "Eva@example.org", "name": "Eva", "role": "user", "password": "a-password-of-eva"}
+    assert call(open_webui_user, check=True, **options)["changed"] and len(state.users) == 6
+    made = call(open_webui_user, **options)
+    assert made["changed"] and state.users[-1]["email"] == "eva@example.org" and "a-password-of-eva" not in json.dumps(made)
+    state.calls.clear()
+    again = call(open_webui_user, **options)
+    assert not again["changed"] and not state.writes and not [path for _, path in state.calls if "signin" in path]
+
+    state.users[-1]["role"] = "admin"
+    drift = call(open_webui_user, **options)
+    assert drift["differences"] == ["role"] and "role: admin" in drift["diff"]["before"] and state.users[-1]["role"] == "user"
+
+    options["password"] = "another-password"
+    assert not call(open_webui_user, **options)["changed"], "the owner's own password is left alone"
+    always = {**options, "update_password": "always"}
+    assert call(open_webui_user, check=True, **always)["differences"] == ["password"] and state.passwords["eva@example.org"] == "a-password-of-eva"
+    changed = call(open_webui_user, **always)
+    assert changed["differences"] == ["password"] and state.passwords["eva@example.org"] == "another-password"
+    assert "another-password" not in json.dumps(changed) and "password: set anew" in changed["diff"]["after"]
+
+    gone = {"url": url, "token": state.token, "email": "eva@example.org", "state": "absent"}
+    assert call(open_webui_user, **gone)["changed"] and len(state.users) == 6
+    assert not call(open_webui_user, **gone)["changed"]
+
+
+def test_user_refusals_say_why(call, server):
+    url, state = server
+    options = {"url": url, "token": state.token, "email": "eva@example.org"}
+    assert "without a password it cannot be made" in call(open_webui_user, **options)["msg"]
+    assert "a capital letter, a digit and a sign are wanted" in call(open_webui_user, **options, password="plain")["msg"]
+    assert "refused with 403: This action is prohibited" in call(open_webui_user, **{**options, "email": state.email}, state="absent")["msg"]
+    assert call(open_webui_user, check=True, **{**options, "url": "http://127.0.0.1:9"}, password="x")["changed"]
 
 
 # --- open_webui_config ---
@@ -288,12 +385,42 @@ def test_backup_where_the_data_is_elsewhere(call, tmp_path):
 
 def test_venv_says_what_it_would_build_and_refuses_other_pythons(call, tmp_path):
     fake = tmp_path / "python"
-    fake.write_text("#!/bin/sh\necho 3 11 False\n")
+    fake.write_text('#!/bin/sh\ncase "$*" in *ensurepip*) exit 1;; esac\necho 3 11\n')
     fake.chmod(0o755)
     options = {"path": str(tmp_path / "ow" / "0.12.4"), "version": "0.12.4", "uv_requirements": str(tmp_path / "uv.txt")}
     said = call(open_webui_venv, check=True, python=str(fake), **options)
     assert said["changed"] and said["reason"] == "it is not there" and said["python_version"] == "3.11" and not said["ensurepip"]
     refused = call(open_webui_venv, python=str(fake), **options)
-    assert refused["failed"] and "install the package python3.11-venv" in refused["msg"]
-    fake.write_text("#!/bin/sh\necho 3 13 True\n")
+    assert refused["failed"] and "install the package python3-venv" in refused["msg"]
+    other = call(open_webui_venv, check=True, python=str(fake), installer="/usr/bin/true", **options)
+    assert other["ensurepip"], "pip runs with the installer's interpreter"
+    fake.write_text("#!/bin/sh\necho 3 13\n")
     assert "is Python 3.13; Open WebUI needs 3.11 or 3.12" in call(open_webui_venv, check=True, python=str(fake), **options)["msg"]
+
+
+# --- What the role hands to the modules ---
+
+
+def test_models_of_the_page_follow_the_declared_ones():
+    declared = [{"name": "qwen3-14b-4090"}, {"name": "old", "state": "absent"}]
+    assert _open_webui.page_models(None, declared) == [
+        {"id": "qwen3-14b-4090:latest", "name": "qwen3-14b-4090", "access": "everyone", "state": "present", "capabilities": {"builtin_tools": False}}
+    ]
+    own = _open_webui.page_models([{"id": "mine", "base": "hf.co/x/y", "capabilities": {"builtin_tools": True, "vision": False}, "access": "groups"}], declared)
+    assert own[0]["id"] == "mine" and own[0]["base"] == "hf.co/x/y:latest" and own[0]["capabilities"] == {"builtin_tools": True, "vision": False}
+    assert _open_webui.page_models([], declared) == []
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [([{"name": "x"}], "An entry of open_webui_models has no id"), ([{"id": "x", "acess": "everyone"}], "open_webui_models has acess for x; known are")],
+)
+def test_models_of_the_page_that_cannot_be_meant(entries, said):
+    with pytest.raises(_open_webui.OpenWebuiError, match=said):
+        _open_webui.page_models(entries)
+
+
+def test_accounts_that_cannot_be_meant_tell_no_password():
+    with pytest.raises(_open_webui.OpenWebuiError, match="has passwd for a@b") as told:
+        _open_webui.page_users([{"email": "a@b", "passwd": "never-shown"}])
+    assert "never-shown" not in str(told.value)

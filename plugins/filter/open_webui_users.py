@@ -1,0 +1,23 @@
+# Copyright (c) 2026, gpufleet.llm maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+from ansible.errors import AnsibleFilterError
+
+from ansible_collections.gpufleet.llm.plugins.module_utils import _open_webui
+
+
+def open_webui_users(given):
+    try:
+        return _open_webui.page_users(given)
+    except _open_webui.OpenWebuiError as error:
+        raise AnsibleFilterError(str(error)) from error
+
+
+class FilterModule:
+    """The filter gpufleet.llm.open_webui_users."""
+
+    def filters(self):
+        return {"open_webui_users": open_webui_users}

@@ -1,0 +1,165 @@
+#!/usr/bin/python
+
+# Copyright (c) 2026, gpufleet.llm maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: open_webui_model
+short_description: Declare what Open WebUI keeps of a model
+version_added: 0.1.0
+description:
+  - Creates, changes and removes Open WebUI's entry for a model - who may use it, what the page offers with it, parameters that it sends.
+  - The model itself is another server's, see M(gpufleet.llm.ollama_model); an entry for a model that no server has is shown to nobody.
+  - What is not given stays as it is, keys of O(capabilities) and O(params) included.
+author:
+  - The gpufleet.llm maintainers (@gpufleet)
+extends_documentation_fragment:
+  - gpufleet.llm.attributes
+  - gpufleet.llm.open_webui
+attributes:
+  check_mode:
+    support: full
+    details: Where Open WebUI does not answer, as on a host that has none yet, check mode predicts for an empty one.
+  diff_mode:
+    support: full
+options:
+  id:
+    description: Name of the model as its server lists it, tag included (C(qwen3-14b-4090:latest)); or a new one with O(base).
+    type: str
+    required: true
+  state:
+    description: Whether there is to be an entry.
+    type: str
+    choices: [present, absent]
+    default: present
+  base:
+    description: Name of the model that one with settings of its own builds on; left out for the server's model itself.
+    type: str
+  name:
+    description: Name that the page shows; by default O(id) for a new entry.
+    type: str
+  description:
+    description: Description that the page shows.
+    type: str
+  active:
+    description: Whether it can be chosen.
+    type: bool
+  access:
+    description:
+      - Who besides administrators may use it. Without an entry nobody may, unless C(BYPASS_MODEL_ACCESS_CONTROL) is set.
+      - A new entry is for administrators.
+    type: str
+    choices: [everyone, administrators, groups]
+  groups:
+    description: Names of the groups that may use it, with O(access=groups).
+    type: list
+    elements: str
+  capabilities:
+    description: >-
+      What the page offers with it, such as C(vision), C(file_upload) or C(builtin_tools), each V(true) or V(false); V(none) takes a key out.
+    type: dict
+  params:
+    description: >-
+      Parameters that go with each request, title calls included. Leave the context to the Modelfile, as another C(num_ctx) makes Ollama
+      load the model anew; V(none) takes a key out.
+    type: dict
+"""
+
+EXAMPLES = r"""
+- name: Let every user chat with it, without the page's own tools
+  gpufleet.llm.open_webui_model:
+    token: "{{ __session.token }}"
+    id: qwen3-14b-4090:latest
+    name: Qwen3 14B
+    access: everyone
+    capabilities:
+      builtin_tools: false
+"""
+
+RETURN = r"""
+model:
+  description: The entry as it is now.
+  type: dict
+  returned: when it is or would be present
+  sample: {base: null, name: Qwen3 14B, description: "", active: true, access: everyone, groups: [], capabilities: {builtin_tools: false}, params: {}}
+differences:
+  description: What was or would be changed.
+  type: list
+  elements: str
+  returned: always
+  sample: [access]
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.gpufleet.llm.plugins.module_utils import _open_webui
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "url": {"type": "str", "default": "http://127.0.0.1:8080"},
+            "token": {"type": "str", "required": True, "no_log": True},
+            "timeout_s": {"type": "int", "default": 30},
+            "id": {"type": "str", "required": True},
+            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+            "base": {"type": "str"},
+            "name": {"type": "str"},
+            "description": {"type": "str"},
+            "active": {"type": "bool"},
+            "access": {"type": "str", "choices": ["everyone", "administrators", "groups"]},
+            "groups": {"type": "list", "elements": "str"},
+            "capabilities": {"type": "dict"},
+            "params": {"type": "dict"},
+        },
+        required_if=[("access", "groups", ["groups"])],
+        supports_check_mode=True,
+    )
+    asked = module.params
+    client = _open_webui.Client(asked["url"], asked["token"], asked["timeout_s"])
+    try:
+        module.exit_json(**apply(client, asked, module.check_mode))
+    except _open_webui.OpenWebuiError as error:
+        module.fail_json(msg=f"Model {asked['id']}: {error}")
+
+
+def apply(client, asked, check_mode):
+    """Look, compare, act."""
+    observed = _open_webui.unless_fresh(lambda: _open_webui.observe_model(client, asked["id"]), check_mode)
+    if asked["state"] == "absent":
+        if observed is not None and not check_mode:
+            _open_webui.delete_model(client, asked["id"])
+        differences = [] if observed is None else ["state"]
+        return {"changed": bool(differences), "differences": differences, "diff": show(asked["id"], observed, None)}
+    wanted = _open_webui.wanted_model(observed, asked)
+    wanted["name"] = wanted["name"] or asked["id"]
+    differences = _open_webui.difference(observed, wanted)
+    result = {"changed": bool(differences), "differences": differences, "model": wanted, "diff": show(asked["id"], observed, wanted)}
+    if differences and not check_mode:
+        _open_webui.put_model(client, asked["id"], observed, wanted)
+        left = _open_webui.difference(_open_webui.observe_model(client, asked["id"]), wanted)
+        if left:
+            raise _open_webui.OpenWebuiError(f"the server took the change and still differs in {', '.join(left)}; see its log.")
+    return result
+
+
+def show(model_id, before, after):
+    """Before and after for --diff, one line a setting."""
+    header = f"Open WebUI model {model_id}"
+    return {"before_header": header, "after_header": header, "before": _text(before), "after": _text(after)}
+
+
+def _text(model):
+    if model is None:
+        return ""
+    lines = [f"{key}: {model[key]}" for key in ("base", "name", "description", "active", "access", "groups")]
+    for key in ("capabilities", "params"):
+        lines += [f"{key}.{name}: {value}" for name, value in sorted(model[key].items())]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

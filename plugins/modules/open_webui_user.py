@@ -1,0 +1,155 @@
+#!/usr/bin/python
+
+# Copyright (c) 2026, gpufleet.llm maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: open_webui_user
+short_description: Declare an account of Open WebUI
+version_added: 0.1.0
+description:
+  - Creates, changes and removes an account. What is not given stays as it is.
+  - The first administrator comes from the environment of the service and is not made here; Open WebUI refuses to remove it or to take
+    its role.
+author:
+  - The gpufleet.llm maintainers (@gpufleet)
+extends_documentation_fragment:
+  - gpufleet.llm.attributes
+  - gpufleet.llm.open_webui
+attributes:
+  check_mode:
+    support: full
+    details: Where Open WebUI does not answer, as on a host that has none yet, check mode predicts for an empty one.
+  diff_mode:
+    support: full
+options:
+  email:
+    description: Address of the account, by which it is known.
+    type: str
+    required: true
+  state:
+    description: >-
+      Whether the account is to be there; V(absent) takes its chats too.
+    type: str
+    choices: [present, absent]
+    default: present
+  name:
+    description: Name that the page shows; by default the address for a new account.
+    type: str
+  role:
+    description: V(pending) sees nothing, V(user) may chat. A new account is V(user).
+    type: str
+    choices: [pending, user, admin]
+  password:
+    description: >-
+      Its password, from a vault; needed for a new account. The role has Open WebUI ask for eight characters and more with a small and
+      a capital letter, a digit and a sign.
+    type: str
+  update_password:
+    description:
+      - V(on_create) leaves the password of an account that is there to its owner.
+      - V(always) signs in with it, which is one of 15 sign-ins in 180 seconds that the address has, and sets it where it is refused.
+    type: str
+    choices: [on_create, always]
+    default: on_create
+"""
+
+EXAMPLES = r"""
+- name: An account for a colleague
+  gpufleet.llm.open_webui_user:
+    token: "{{ __session.token }}"
+    email: eva@example.org
+    name: Eva
+    role: user
+    password: "{{ vault_open_webui_eva }}"
+"""
+
+RETURN = r"""
+user:
+  description: The account as it is now.
+  type: dict
+  returned: when it is or would be present
+  sample: {email: eva@example.org, name: Eva, role: user}
+differences:
+  description: What was or would be changed.
+  type: list
+  elements: str
+  returned: always
+  sample: [role]
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.gpufleet.llm.plugins.module_utils import _open_webui
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "url": {"type": "str", "default": "http://127.0.0.1:8080"},
+            "token": {"type": "str", "required": True, "no_log": True},
+            "timeout_s": {"type": "int", "default": 30},
+            "email": {"type": "str", "required": True},
+            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+            "name": {"type": "str"},
+            "role": {"type": "str", "choices": ["pending", "user", "admin"]},
+            "password": {"type": "str", "no_log": True},
+            "update_password": {"type": "str", "choices": ["on_create", "always"], "default": "on_create", "no_log": False},
+        },
+        supports_check_mode=True,
+    )
+    asked = module.params
+    client = _open_webui.Client(asked["url"], asked["token"], asked["timeout_s"])
+    try:
+        module.exit_json(**apply(client, asked, module.check_mode))
+    except _open_webui.OpenWebuiError as error:
+        module.fail_json(msg=f"Account {asked['email']}: {error}")
+
+
+def apply(client, asked, check_mode):
+    """Look, compare, act."""
+    observed = _open_webui.unless_fresh(lambda: _open_webui.observe_user(client, asked["email"]), check_mode)
+    if asked["state"] == "absent":
+        if observed is not None and not check_mode:
+            _open_webui.delete_user(client, observed["id"])
+        differences = [] if observed is None else ["state"]
+        return {"changed": bool(differences), "differences": differences, "diff": show(observed, None)}
+    base = observed or {"name": asked["email"], "role": "user"}
+    wanted = {"email": asked["email"].lower(), **{key: asked[key] or base[key] for key in ("name", "role")}}
+    if observed is None and not asked["password"]:
+        raise _open_webui.OpenWebuiError("it is not there, and without a password it cannot be made.")
+    differences = _open_webui.difference(observed, wanted)
+    if observed and asked["password"] and asked["update_password"] == "always" and not _open_webui.password_holds(client, asked["email"], asked["password"]):
+        differences.append("password")
+    if differences and not check_mode:
+        act(client, asked, observed, wanted, differences)
+    return {
+        "changed": bool(differences),
+        "differences": differences,
+        "user": wanted,
+        "diff": show(observed, {**wanted, "password": "set anew"} if observed and "password" in differences else wanted),
+    }
+
+
+def act(client, asked, observed, wanted, differences):
+    """Make the account, or change what differs in it."""
+    if observed is None:
+        _open_webui.add_user(client, wanted["email"], wanted["name"], wanted["role"], asked["password"])
+        return
+    changes = {key: wanted[key] for key in differences if key != "password"}
+    if "password" in differences:
+        changes["password"] = asked["password"]
+    _open_webui.update_user(client, observed["id"], changes)
+
+
+def show(before, after):
+    """Before and after for --diff; that a password is set anew, never which."""
+    text = ["".join(f"{key}: {user[key]}\n" for key in ("email", "name", "role", "password") if key in user) if user else "" for user in (before, after)]
+    return {"before": text[0], "after": text[1]}
+
+
+if __name__ == "__main__":
+    main()

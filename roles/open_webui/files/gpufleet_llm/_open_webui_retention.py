@@ -1,0 +1,1 @@
+../../../../plugins/module_utils/_open_webui_retention.py
