@@ -193,7 +193,7 @@ def _md(text):
 STYLE = """
 :root { --line: #d6d6d6; --soft: #5c5c5c; --good: #1b6e35; --bad: #b3261e; }
 * { box-sizing: border-box; }
-body { font: 15px/1.45 system-ui, sans-serif; color: #1a1a1a; background: #fff; margin: 0 auto; max-width: 68rem; padding: 1rem; }
+body { font: 15px/1.45 system-ui, sans-serif; color: #1a1a1a; background: #fff; margin: 0 auto; max-width: 76rem; padding: 1rem; }
 h1 { font-size: 1.4rem; margin: .2rem 0 .4rem; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; border-top: 2px solid var(--line); padding-top: .8rem; }
 p, dl { margin: .3rem 0 1rem; } .soft { color: var(--soft); }
 .badge { display: inline-block; padding: .05rem .5rem; border-radius: .7rem; color: #fff; font-weight: 600; font-size: .85rem; white-space: nowrap; }
@@ -201,7 +201,7 @@ p, dl { margin: .3rem 0 1rem; } .soft { color: var(--soft); }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .6rem .35rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
-.wide td, .wide th { white-space: nowrap; padding-right: 1rem; } .wide td.long { white-space: normal; min-width: 16rem; }
+.wide td, .wide th { white-space: nowrap; padding-right: .9rem; font-size: .92rem; } .wide td.long { white-space: normal; min-width: 16rem; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: .6rem 1.2rem; margin: 1rem 0; }
 figure { margin: 0; break-inside: avoid; } figcaption { font-size: .85rem; color: var(--soft); }
 svg { width: 100%; height: auto; display: block; }

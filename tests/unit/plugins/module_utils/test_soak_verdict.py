@@ -106,8 +106,8 @@ def test_the_scratch_of_the_plan_may_grow():
 
 
 def test_no_false_alarm_in_noise():
-    """Readings and latencies of a healthy, busy host: 200 runs, none of them red."""
-    for seed in range(200):
+    """Readings and latencies of a healthy, busy host: 30 runs, none of them red."""
+    for seed in range(30):
         source = random.Random(seed)
         noise, slow = [source.gauss(0, 8) for _t in range(120)], [source.lognormvariate(0, 0.5) for _t in range(120)]
         made = soak_runs.run(120, held=lambda t, n=noise: round(PLANNED + n[t]), pace_s=4, s_per_token=lambda t, s=slow: 0.02 * s[t])
@@ -185,11 +185,11 @@ def test_theil_sen_finds_a_line_through_wild_points(slope, level, count, seed):
 
 def test_theil_sens_interval_holds_the_truth_as_often_as_it_says():
     inside = 0
-    for seed in range(200):
+    for seed in range(100):
         source = random.Random(seed)
         fit = soak.theil_sen([[(float(t), 0.5 * t + source.gauss(0, 10)) for t in range(60)]])
         inside += fit["low"] <= 0.5 <= fit["high"]
-    assert 180 <= inside <= 200  # 95 % of 200 is 190
+    assert 90 <= inside <= 100
 
 
 def test_theil_sen_does_not_look_across_a_jump():
