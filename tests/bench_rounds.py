@@ -43,7 +43,12 @@ def total_tokens(one):
 def table(found):
     """The measurement as Markdown."""
     server = "the real server" if found["server"] == "real" else "the lab's stand-in, where a word is a token"
-    lines = [f"Measured by `make bench-rounds` on {server}. Each cell: messages in the request / prompt tokens as the server counted them.", ""]
+    lines = [
+        f"Measured by `make bench-rounds` on {server}; each answer begins with 500 tokens of thought.",
+        "Each cell: messages in the request / prompt tokens as the server counted them, tools not among them.",
+        "A hidden request counts where it comes before the model has been quiet for six seconds; what comes after the last round is not seen.",
+        "",
+    ]
     ways = [way for way in WAYS if way in found]
     lines.append("| round | " + " | ".join(WAYS[way][0] for way in ways) + " |")
     lines.append("|---|" + "---|" * len(ways))

@@ -47,19 +47,20 @@ def models_offered(page):
     return found
 
 
+def answers(page):
+    """What stands under each complete answer: the button that copies it."""
+    return page.locator("button.copy-response-button")
+
+
 def ask(page, number, rounds):
-    """Send one question and wait for the whole answer; returns its text."""
-    before = page.locator(".chat-assistant").count()
-    box = page.locator("#chat-input")
-    box.click()
-    box.type(f"Question {number} of {rounds}: what follows from the answer before?")
+    """Send one question and wait for the whole answer, its thoughts shown as such."""
+    before, thoughts = answers(page).count(), page.get_by_text("Thought for")
+    earlier = thoughts.count()
+    page.locator("#chat-input").click()
+    page.keyboard.type(f"Question {number} of {rounds}: what follows from the answer before?")
     page.keyboard.press("Enter")
-    expect(page.locator(".chat-assistant")).to_have_count(before + 1, timeout=PATIENCE_MS)
-    # The button that stops an answer is there as long as there is something to stop.
-    last = page.locator(".chat-assistant").last
-    expect(last).to_contain_text("Thought", timeout=PATIENCE_MS)
-    page.locator("button[aria-label=Stop]").wait_for(state="detached", timeout=PATIENCE_MS)
-    return last.inner_text()
+    expect(answers(page)).to_have_count(before + 1, timeout=PATIENCE_MS)
+    expect(thoughts).to_have_count(earlier + 1, timeout=PATIENCE_MS)
 
 
 def main(url, model, rounds, folder):
@@ -83,11 +84,11 @@ def main(url, model, rounds, folder):
                 sys.exit(f"{who} is offered {offered[who]}; {model} and nothing else was wanted.")
         try:
             for number in range(1, rounds + 1):
-                answer = ask(page, number, rounds)
-                step(f"round {number}: {len(answer)} characters of answer shown")
+                ask(page, number, rounds)
+                step(f"round {number}: a thought and an answer are shown")
             page.screenshot(path=folder / "rounds.png")
             page.reload()
-            expect(page.locator(".chat-assistant")).to_have_count(rounds, timeout=PATIENCE_MS)
+            expect(answers(page)).to_have_count(rounds, timeout=PATIENCE_MS)
             step("reloaded: every round is there")
             ask(page, rounds + 1, rounds)
             step("and one round more")
