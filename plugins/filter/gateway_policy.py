@@ -1,0 +1,14 @@
+# Copyright (c) 2026, gpufleet.llm maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+from ansible_collections.gpufleet.llm.plugins.module_utils import _gateway
+
+
+class FilterModule:
+    """The filter gpufleet.llm.gateway_policy."""
+
+    def filters(self):
+        return {"gateway_policy": _gateway.policy}

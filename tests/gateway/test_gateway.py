@@ -1,0 +1,521 @@
+# Copyright (c) 2026, gpufleet.llm maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Every route by every kind of caller, pinning, limits, drain, health, and what is thrown at a port that faces a network."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import threading
+import time
+
+import pytest
+
+BODY = json.dumps({"model": "qwen3", "messages": [], "options": {"num_ctx": 1234, "top_k": 3}, "keep_alive": 0}).encode()
+
+NATIVE = ["/api/chat", "/api/generate", "/api/embed", "/api/embeddings", "/api/show"]
+OPENAI = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages"]
+MANAGEMENT = [
+    ("POST", "/api/create"),
+    ("POST", "/api/pull"),
+    ("POST", "/api/push"),
+    ("POST", "/api/copy"),
+    ("DELETE", "/api/delete"),
+    ("POST", "/api/blobs/sha256:" + "0" * 64),
+    ("HEAD", "/api/blobs/sha256:" + "0" * 64),
+    ("POST", "/api/me"),
+    ("POST", "/api/signout"),
+    ("GET", "/api/status"),
+    ("POST", "/api/experimental/web_search"),
+    ("POST", "/API/PULL"),
+    ("POST", "//api//pull"),
+    ("POST", "/api/%70ull"),
+]
+OTHER = [("POST", "/v1/audio/transcriptions"), ("GET", "/v1/anything"), ("POST", "/v1/")]
+
+
+@pytest.mark.parametrize("path", NATIVE + OPENAI)
+def test_inference_needs_a_known_token(gateway, ollama, page, path):
+    for token in (None, "wrong-token-0123456789-0123456789abc", ""):
+        status, headers, _body = gateway.ask("POST", path, BODY, token)
+        if path == "/api/embeddings":
+            # Open WebUI has this path as well, and its own door.
+            assert status == 200 and page.seen.pop()["path"] == path
+        else:
+            assert status == 401 and headers["www-authenticate"].startswith("Bearer")
+    assert not ollama.seen and not page.seen
+    status, headers, _body = gateway.ask("POST", path, BODY, "alice")
+    assert (status, headers["x-gateway-removed"]) == (200, "keep_alive,options.num_ctx")
+    assert ollama.seen[0]["path"] == path
+    assert ollama.seen[0]["body"] == b'{"model": "qwen3", "messages": [], "options": {"top_k": 3}}'
+
+
+def test_a_token_in_the_header_of_anthropic(gateway, ollama):
+    status, _headers, _body = gateway.ask("POST", "/v1/messages", BODY, headers={"X-Api-Key": "test-token-of-alice-0123456789abcdef"})
+    assert status == 200 and ollama.seen
+
+
+def test_the_server_sees_no_secret_and_its_own_name(gateway, ollama):
+    gateway.ask("POST", "/api/chat", BODY, "alice", {"Origin": "https://evil.example", "Cookie": "a=b", "Content-Type": "text/x"})
+    headers = {name.lower(): value for name, value in ollama.seen[0]["headers"].items()}
+    assert headers["host"] == "localhost"
+    assert headers["content-type"] == "text/x"
+    assert not {"authorization", "cookie", "origin", "x-api-key"} & set(headers)
+
+
+@pytest.mark.parametrize(("method", "path"), MANAGEMENT)
+def test_management_is_closed_to_everybody(gateway, ollama, page, method, path):
+    for token in (None, "wrong-token-0123456789-0123456789abc", "alice"):
+        assert gateway.ask(method, path, BODY, token)[0] == 403
+    assert not ollama.seen and not page.seen
+
+
+@pytest.mark.parametrize(("method", "path"), OTHER)
+def test_the_rest_of_v1_is_nothing(gateway, ollama, page, method, path):
+    assert gateway.ask(method, path, BODY)[0] == 401
+    assert gateway.ask(method, path, BODY, "alice")[0] == 404
+    assert not ollama.seen and not page.seen
+
+
+def test_lists_show_what_a_token_may_use(gateway, ollama):
+    for path, key in (("/api/tags", "models"), ("/api/ps", "models"), ("/v1/models", "data")):
+        assert gateway.ask("GET", path)[0] == 401
+        status, _headers, body = gateway.ask("GET", path, token="alice" if path.startswith("/v1") else "bob")
+        assert status == 200 and [model["name"] for model in json.loads(body)[key]] == ["qwen3:latest"]
+    assert gateway.ask("GET", "/v1/models/qwen3", token="alice")[0] == 200
+    assert ollama.seen[-1]["path"] == "/v1/models/qwen3"
+    assert gateway.ask("GET", "/v1/models/secret", token="alice")[0] == 404
+    assert gateway.ask("GET", "/v1/models", token="carol")[0] == 403
+    assert json.loads(gateway.ask("GET", "/v1/models", token="dave")[2])["data"] == []
+
+
+def test_version_is_the_servers_with_a_token_and_the_pages_without(gateway, ollama, page):
+    assert json.loads(gateway.ask("GET", "/api/version", token="alice")[2])["from"] == "ollama"
+    assert json.loads(gateway.ask("GET", "/api/version")[2])["from"] == "page"
+    assert gateway.ask("POST", "/api/version", BODY, "alice")[0] == 405
+
+
+def test_rights(gateway, ollama):
+    assert gateway.ask("POST", "/v1/chat/completions", BODY, "carol")[0] == 403
+    assert gateway.ask("POST", "/api/chat", BODY, "dave")[0] == 403
+    assert gateway.ask("POST", "/v1/chat/completions", BODY, "dave")[0] == 404
+    assert gateway.ask("GET", "/api/chat", token="alice")[0] == 405
+    assert not ollama.seen
+
+
+@pytest.mark.parametrize("name", ["other", "qwen3:8b", "QWEN3:cloud", "x/qwen3", "", "library/../qwen3", "__proto__", "constructor", "toString"])
+def test_only_declared_models_answer(gateway, ollama, name):
+    assert gateway.ask("POST", "/api/chat", json.dumps({"model": name}).encode(), "alice")[0] == 404
+    assert gateway.ask("POST", "/api/show", json.dumps({"model": "qwen3", "name": name}).encode(), "alice")[0] == 404
+    assert not ollama.seen
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3:latest", "QWEN3:Latest", "small:1b"])
+def test_declared_models_answer_by_each_of_their_names(gateway, ollama, name):
+    assert gateway.ask("POST", "/api/chat", json.dumps({"model": name}).encode(), "alice")[0] == 200
+
+
+def test_pin_refuse_and_off(gateway, ollama):
+    def ask(token, context):
+        return gateway.ask("POST", "/api/chat", f'{{"model":"qwen3","options":{{"num_ctx":{context},"num_gpu":1}}}}'.encode(), token)
+
+    for context in ("40961", "1e9", '"40960"', "[1]", "{}"):
+        status, _headers, body = ask("bob", context)
+        assert status == 400 and b"40960" in body, context
+    assert not ollama.seen
+    assert ask("bob", "40960")[0] == 200
+    assert ollama.seen[-1]["body"] == b'{"model":"qwen3","options":{}}'
+    assert ask("erin", "99999")[0] == 200
+    assert ollama.seen[-1]["body"] == b'{"model":"qwen3","options":{"num_ctx":99999,"num_gpu":1}}'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"not json",
+        b"[]",
+        b'"text"',
+        b'{"model":"qwen3"} x',
+        b'{"model":"qwen3"}{"model":"other"}',
+        b'{"model":"qwen3","Model":"other"}',
+        b'{"model":"qwen3","options":{"num_ctx":1},"OPTIONS":{"num_ctx":2}}',
+        b'{"model":"qwen3","options":[{"num_ctx":1}]}',
+        b'{"model":"qwen3","options":"x"}',
+        b'{"model":["qwen3"]}',
+        b'{"messages":[]}',
+        b'{"model":"qwen3","a":"\xff"}',
+        b'{"model":"qwen3","a":"\x00"}',
+        b'\xef\xbb\xbf{"model":"qwen3"}',
+        b'{"model":"qwen3","a":' + b"[" * 200 + b"]" * 200 + b"}",
+        b'{"model":"qwen3","a":NaN}',
+        b"{'model':'qwen3'}",
+        b'{"model":"qwen3",}',
+        b'{"model":"qwen3" /* c */}',
+    ],
+)
+def test_what_is_not_understood_is_refused(gateway, ollama, body):
+    status, _headers, answer = gateway.ask("POST", "/api/chat", body, "alice")
+    assert status == 400 and json.loads(answer)["error"]
+    assert not ollama.seen
+
+
+def test_compressed_and_too_large_bodies(gateway, ollama):
+    assert gateway.ask("POST", "/v1/responses", BODY, "alice", {"Content-Encoding": "zstd"})[0] == 415
+    image = b'{"model":"qwen3","images":["' + b"A" * (7 << 20) + b'"],"keep_alive":5}'
+    assert gateway.ask("POST", "/api/chat", image, "alice")[0] == 200
+    assert ollama.seen[-1]["body"] == image.replace(b',"keep_alive":5', b"")
+    line = gateway.connect()
+    line.sendall(b"POST /api/chat HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer test-token-of-alice-0123456789abcdef\r\nContent-Length: 1073741824\r\n\r\n")
+    assert b" 413 " in line.recv(200)
+    assert len(ollama.seen) == 1
+    # Nothing of a body has touched the disk.
+    assert not [one for _folder, _folders, files in os.walk(gateway.folder / "client_body") for one in files]
+
+
+def test_a_body_in_chunks(gateway, ollama):
+    line = gateway.connect()
+    line.sendall(
+        b"POST /api/chat HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer test-token-of-alice-0123456789abcdef\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\n"
+    )
+    for start in range(0, len(BODY), 7):
+        part = BODY[start : start + 7]
+        line.sendall(b"%x\r\n%s\r\n" % (len(part), part))
+    line.sendall(b"0\r\n\r\n")
+    assert b" 200 " in line.recv(200)
+    assert b"num_ctx" not in ollama.seen[0]["body"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/ollama/api/tags"),
+        ("POST", "/ollama/api/chat"),
+        ("POST", "/ollama/v1/chat/completions"),
+        ("GET", "/ollama"),
+        ("GET", "//ollama/api/tags"),
+        ("GET", "/%6fllama/api/tags"),
+        ("GET", "/ollama%2fapi/tags"),
+        ("GET", "/OLLAMA/api/tags"),
+        ("GET", "/api/v1/utils/db/download"),
+        ("POST", "/api/v1/auths/signup"),
+        ("POST", "/api/v1/auths/signup/"),
+        ("POST", "/api/v1/auths/%73ignup"),
+    ],
+)
+def test_closed_paths_of_the_page(gateway, page, method, path):
+    for token in (None, "alice"):
+        assert gateway.ask(method, path, b"{}", token)[0] == 403
+    assert not page.seen
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/x/../ollama/api/tags", "/ollama/../x", "/ollama/%2e%2e/x", "/x/%2e%2e%2follama/", "/./ollama/api", "/x\\..\\ollama", "/..", "/static/..%5c..%5col"],
+)
+def test_paths_that_climb_are_refused(gateway, ollama, page, path):
+    assert gateway.ask("GET", path, token="alice")[0] == 400
+    assert not page.seen and not ollama.seen
+
+
+def test_the_page_is_passed_on(gateway, page):
+    status, headers, body = gateway.ask(
+        "GET", "/api/v1/chats/?page=1", headers={"Authorization": "Bearer a.jwt.token", "Cookie": "token=x", "X-Forwarded-For": "8.8.8.8"}
+    )
+    seen = page.seen[0]
+    assert status == 200 and json.loads(body)["from"] == "page" and "strict-transport-security" in headers
+    assert seen["path"] == "/api/v1/chats/?page=1"
+    assert seen["headers"]["Authorization"] == "Bearer a.jwt.token" and seen["headers"]["Cookie"] == "token=x"
+    assert seen["headers"]["X-Forwarded-For"] == "127.0.0.1" and seen["headers"]["X-Forwarded-Proto"] == "https"
+    assert gateway.ask("POST", "/api/v1/files/", b"x" * (22 << 20))[0] == 413
+
+
+def test_a_websocket_of_the_page(gateway, page):
+    def upgrade(handler):
+        if handler.headers.get("Upgrade") != "websocket":
+            return False
+        handler.wfile.write(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
+        handler.wfile.flush()
+        for _echo in range(2):
+            handler.wfile.write(handler.connection.recv(100))
+        handler.close_connection = True
+        return True
+
+    page.answer = upgrade
+    line = gateway.connect()
+    line.sendall(b"GET /ws/socket.io/?transport=websocket HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
+    assert b" 101 " in line.recv(500)
+    for word in (b"ping", b"pong"):
+        line.sendall(word)
+        assert line.recv(100) == word
+
+
+def stream_of(parts, pause):
+    def stream(handler):
+        handler.send_response(200)
+        handler.send_header("Content-Type", "application/x-ndjson")
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        for number in range(parts):
+            line = b'{"n":%d}\n' % number
+            handler.wfile.write(b"%x\r\n%s\r\n" % (len(line), line))
+            handler.wfile.flush()
+            time.sleep(pause)
+        handler.wfile.write(b"0\r\n\r\n")
+        return True
+
+    return stream
+
+
+def open_stream(gateway, path="/api/chat", token="alice"):
+    line = gateway.connect()
+    line.sendall(
+        b"POST %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer test-token-of-%s-0123456789abcdef\r\nContent-Length: %d\r\n\r\n%s"
+        % (path.encode(), token.encode(), len(BODY), BODY)
+    )
+    return line
+
+
+def read_all(line):
+    got = b""
+    while True:
+        part = line.recv(65536)
+        if not part:
+            return got
+        got += part
+
+
+def test_a_stream_stays_one(gateway, ollama):
+    ollama.answer = stream_of(5, 0.3)
+    line = open_stream(gateway)
+    arrived = []
+    while True:
+        part = line.recv(4096)
+        if not part:
+            break
+        arrived.append((time.monotonic(), part))
+    times = [when for when, part in arrived if b'"n"' in part]
+    assert len(times) >= 5 and times[-1] - times[0] > 0.9
+
+
+def test_a_reload_loses_no_stream(gateway, ollama):
+    ollama.answer = stream_of(20, 0.1)
+    lines = [open_stream(gateway) for _one in range(20)]
+    time.sleep(0.5)
+    assert gateway.command("-s", "reload").returncode == 0
+    time.sleep(0.3)
+    ollama.answer = None
+    assert gateway.ask("POST", "/api/chat", BODY, "alice")[0] == 200
+    for line in lines:
+        assert b'{"n":19}' in read_all(line)
+
+
+def test_who_goes_away_is_told_to_the_server(gateway, ollama):
+    gone = threading.Event()
+
+    def endless(handler):
+        handler.send_response(200)
+        handler.send_header("Content-Type", "text/event-stream")
+        handler.end_headers()
+        try:
+            for _beat in range(300):
+                handler.wfile.write(b"data: x\n\n")
+                handler.wfile.flush()
+                time.sleep(0.05)
+        except OSError:
+            gone.set()
+        return True
+
+    ollama.answer = endless
+    line = open_stream(gateway, "/v1/chat/completions")
+    line.recv(1000)
+    line.close()
+    assert gone.wait(10)
+
+
+def test_rate_and_streams_of_a_token(gateway, ollama):
+    ollama.answer = stream_of(1, 5)
+    lines = [open_stream(gateway, token="frank") for _one in range(3)]
+    assert b" 429 " in lines[2].recv(20)  # two of them run
+    ollama.answer = None
+    for line in lines:
+        line.close()
+    # Six at once by the rate and its burst, of which three are spent.
+    said = [gateway.ask("POST", "/api/chat", BODY, "frank") for _one in range(8)]
+    refused = [one for one in said if one[0] == 429]
+    assert 4 <= len(refused) <= 6
+    assert refused and refused[0][1]["retry-after"] == "5"
+    # Another token's requests are not counted with them.
+    assert gateway.ask("POST", "/api/chat", BODY, "alice")[0] == 200
+
+
+def test_drain(gateway, ollama, page):
+    ollama.answer = stream_of(10, 0.1)
+    running = open_stream(gateway)
+    running.recv(10)
+    flag = gateway.folder / "run" / "drain"
+    flag.write_text("driver upgrade\n")
+    try:
+        for path in ("/api/chat", "/v1/chat/completions"):
+            status, headers, _body = gateway.ask("POST", path, BODY, "alice")
+            assert status == 503 and headers["retry-after"] == "30"
+        assert gateway.ask("POST", "/api/chat/completions", b"{}")[0] == 503
+        assert gateway.ask("GET", "/")[0] == 200
+        status, _headers, body = gateway.ask("GET", "/healthz")
+        assert (status, json.loads(body)["status"]) == (503, "drained")
+        assert b'{"n":9}' in read_all(running)
+    finally:
+        flag.unlink()
+    ollama.answer = None
+    assert gateway.ask("POST", "/api/chat", BODY, "alice")[0] == 200
+    assert gateway.ask("GET", "/healthz")[0] == 200
+
+
+def test_health_is_red_when_the_guard_is_fenced_or_the_server_gone(gateway, ollama):
+    said = gateway.ask("GET", "/healthz")
+    assert (said[0], json.loads(said[2])) == (200, {"status": "ok", "config": "0123456789abcdef"})
+    metrics = gateway.folder / "run" / "vram_guard.prom"
+    for value, status in (("0", 200), ("1", 503)):
+        metrics.write_text(f"# TYPE vram_guard_fenced gauge\nvram_guard_fenced {value}\nvram_guard_acting 1\n")
+        assert gateway.ask("GET", "/healthz")[0] == status
+    metrics.unlink()
+
+    def broken(handler):
+        handler.send_response(500)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+        return True
+
+    ollama.answer = broken
+    assert gateway.ask("GET", "/healthz")[0] == 503
+
+
+def test_log_has_names_and_no_content(gateway, ollama):
+    secret = "a very private question"
+    body = json.dumps({"model": "qwen3:latest", "messages": [{"content": secret}], "options": {"num_ctx": 5}}).encode()
+    gateway.ask("POST", "/api/chat?q=private", body, "alice")
+    gateway.ask("POST", "/api/chat", body, "wrong-token-0123456789-0123456789abc")
+    last, before = gateway.log()[-1], gateway.log()[-2]
+    assert (before["token"], before["path"], before["status"], before["model"], before["pinned"]) == ("alice", "/api/chat", 200, "qwen3", "options.num_ctx")
+    assert (last["token"], last["status"]) == ("", 401)
+    for name in ("access.log", "error.log"):
+        text = (gateway.folder / name).read_text()
+        assert secret not in text and "private" not in text and "token-of" not in text and "wrong-token" not in text
+
+
+def test_http_is_redirected(gateway):
+    import http.client
+
+    line = http.client.HTTPConnection("127.0.0.1", gateway.http_port, timeout=10)
+    line.request("GET", "/some?thing=1", headers={"Host": "evil.example"})
+    answer = line.getresponse()
+    assert answer.status == 308 and answer.getheader("Location") == f"https://localhost:{gateway.port}/some?thing=1"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"POST /api/chat HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /api/tags HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"POST /api/chat HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+        b"POST /api/chat HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n",
+        b"POST /api/chat HTTP/1.1\r\nHost: x\r\nTransfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
+        b"POST /api/chat HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nContent-Length: 5\r\n\r\nabcde",
+        b"POST /api/chat HTTP/1.1\r\nHost: x\r\nContent-Length: +4\r\n\r\nabcd",
+        b"POST /api/chat HTTP/1.1\r\nHost: x\r\nContent-Length: -4\r\n\r\nabcd",
+        b"GET /api/tags HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
+        b"GET /api/tags HTTP/1.1\r\n\r\n",
+        b"GET /api/ta\x00gs HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /api/tags%00 HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /" + b"a" * 70000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * (10 << 20) + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\n" + b"".join(b"X%d: y\r\n" % n for n in range(20000)) + b"\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"\x16\x03\x01 garbage\r\n\r\n",
+    ],
+    ids=range(16),
+)
+def test_shapes_of_smuggling_and_oversize_are_refused(gateway, ollama, page, raw):
+    line = gateway.connect()
+    try:
+        line.sendall(raw)
+        said = line.recv(100)
+    except OSError:
+        said = b""
+    assert not said or said.split()[1][:1] == b"4" or said.split()[1] == b"501", said
+    line.close()
+    assert not ollama.seen and not page.seen
+    assert gateway.ask("POST", "/api/chat", BODY, "alice")[0] == 200
+
+
+def test_slow_clients_do_not_keep_others_out(gateway, ollama):
+    slow = [gateway.connect() for _one in range(200)]
+    for line in slow:
+        line.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+    assert gateway.ask("POST", "/api/chat", BODY, "alice")[0] == 200
+    started = time.monotonic()
+    slow[0].settimeout(20)
+    assert slow[0].recv(10) in (b"", b"HTTP/1.1 4"[:10])  # after 10 s nginx lets go
+    assert time.monotonic() - started < 15
+    for line in slow:
+        line.close()
+
+
+def test_old_tls_is_refused(gateway):
+    done = subprocess.run(
+        ["openssl", "s_client", "-connect", f"127.0.0.1:{gateway.port}", "-tls1_1", "-cipher", "ALL:@SECLEVEL=0"],
+        input="",
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert "Cipher is (NONE)" in done.stdout or done.returncode != 0
+
+
+def test_the_authority_signs_only_its_own_names(gateway, tmp_path):
+    tls = gateway.folder / "tls"
+    commands = f"""
+      openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout {tmp_path}/key -out {tmp_path}/csr -subj /CN=bank.example
+      printf 'subjectAltName=DNS:bank.example' > {tmp_path}/ext
+      openssl x509 -req -in {tmp_path}/csr -CA {tls}/ca.crt -CAkey {tls}/ca.key -set_serial 7 -days 1 -extfile {tmp_path}/ext -out {tmp_path}/crt
+      openssl verify -CAfile {tls}/ca.crt {tmp_path}/crt"""
+    done = subprocess.run(["sh", "-ec", commands], capture_output=True, text=True, check=False)
+    assert "permitted subtree violation" in done.stderr + done.stdout
+
+
+def test_renewal(gateway, tmp_path):
+    """Makes what is missing, leaves what is fresh, renews in the last third, and again when the names change."""
+    script, conf, tls = gateway.folder / "program" / "renew", tmp_path / "renew.conf", tmp_path / "tls"
+
+    def renew(*words, names="a.example 192.0.2.7", days=90):
+        conf.write_text(f"dir={tls}\nhost=h\nnames='{names}'\ndays={days}\nca_days=3650\n")
+        done = subprocess.run(
+            ["sh", script, "--no-reload", *words], env={**os.environ, "GPUFLEET_RENEW_CONF": str(conf)}, capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    assert renew("--check") and not tls.exists()
+    assert "authority" in renew()
+    assert renew() == renew("--check") == ""
+    first = (tls / "server.pem").read_bytes()
+    assert oct((tls / "ca.key").stat().st_mode & 0o777) == oct((tls / "server.pem").stat().st_mode & 0o777) == "0o600"
+    said = renew(days=400)  # what is left of 90 days is less than a third of 400
+    assert "certificate for" in said and "authority" not in said and (tls / "server.pem").read_bytes() != first
+    assert "authority" in renew(names="b.example")
+    shown = subprocess.run(
+        ["openssl", "x509", "-in", tls / "server.pem", "-noout", "-ext", "subjectAltName"], capture_output=True, text=True, check=True
+    ).stdout
+    assert "DNS:b.example" in shown
+    subprocess.run(["openssl", "verify", "-CAfile", tls / "ca.crt", tls / "server.pem"], check=True, capture_output=True)
+
+
+def test_free_of_connections_afterwards(gateway):
+    """The server still answers after all that, and its log has no crash."""
+    assert gateway.ask("GET", "/healthz")[0] == 200
+    errors = (gateway.folder / "error.log").read_text()
+    assert "exited on signal" not in errors and "[alert]" not in errors and "[emerg]" not in errors
+    socket.create_connection(("127.0.0.1", gateway.port)).close()
