@@ -18,7 +18,7 @@ import time
 
 from playwright.sync_api import expect, sync_playwright
 
-PATIENCE_MS = 240_000
+PATIENCE_MS = 600_000  # a loaded machine needs minutes for the first load of the page (seen)
 
 
 def step(text):
