@@ -87,6 +87,14 @@ sanity: setup ## ansible-test sanity only
 contract: setup ## The contract suite against the stand-in and, where it is built, the real server
 	@tools/test contract
 
+.PHONY: gateway
+gateway: setup ## The gateway under the distribution's nginx: every route and caller, fuzzed bodies
+	@tools/test gateway
+
+.PHONY: bench-gateway
+bench-gateway: setup ## Runner starts, first byte and parallel streams through the gateway
+	@PYTHONPATH=.collections $(BIN)/python tests/bench_gateway.py
+
 .PHONY: bench-plan
 bench-plan: setup ## The plan's formula beside the real server's dry run
 	@$(BIN)/python tests/bench_plan.py

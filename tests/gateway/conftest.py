@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The gateway's own nginx.conf and JavaScript under the distribution's nginx and njs, in front of a server that keeps what it gets.
 
-nginx, its module and the njs command are taken from the machine's own APT source, unpacked into the cache and run from
+nginx and its module are taken from the machine's own APT source, unpacked into the cache and run from
 there: nothing is installed. Where there is no such source the tests are skipped and say so.
 """
 
@@ -33,19 +33,18 @@ CACHE = pathlib.Path(os.environ.get("GPUFLEET_CACHE") or pathlib.Path.home() / "
 TOKENS = {name: f"test-token-of-{name}-0123456789abcdef" for name in ("alice", "bob", "carol", "dave", "erin", "frank")}
 
 
-@pytest.fixture(scope="session")
-def tree():
-    """Folder that the packages are unpacked into; it has usr/sbin/nginx, usr/bin/njs and the module."""
+def packages():
+    """Folder that the packages are unpacked into; it has usr/sbin/nginx and the module. Skips where they cannot be had."""
     if not shutil.which("apt-get"):
         pytest.skip("nginx and njs come from APT, which this machine has not")
-    packages = ["nginx", "libnginx-mod-http-js", "njs"]
-    shown = subprocess.run(["apt-cache", "policy", *packages], capture_output=True, text=True, check=False).stdout
+    wanted = ["nginx", "libnginx-mod-http-js"]
+    shown = subprocess.run(["apt-cache", "policy", *wanted], capture_output=True, text=True, check=False).stdout
     target = CACHE / "nginx" / hashlib.sha256("".join(line for line in shown.splitlines() if "Candidate" in line).encode()).hexdigest()[:12]
     if not (target / "complete").exists():
         work = target.with_suffix(f".{os.getpid()}")
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
-        got = subprocess.run(["apt-get", "download", "-q", *packages], cwd=work, capture_output=True, text=True, check=False)
+        got = subprocess.run(["apt-get", "download", "-q", *wanted], cwd=work, capture_output=True, text=True, check=False)
         if got.returncode:
             pytest.skip(f"APT has no nginx with njs here: {got.stderr.strip().splitlines()[-1:]}")
         for package in work.glob("*.deb"):
@@ -57,6 +56,11 @@ def tree():
     if done.returncode:
         pytest.skip(f"nginx of this machine's distribution does not run here: {done.stderr}")
     return target
+
+
+@pytest.fixture(scope="session")
+def tree():
+    return packages()
 
 
 def free_port():
@@ -87,6 +91,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     """Answers in JSON with the server's name and the path, or as Server.answer says."""
 
     protocol_version = "HTTP/1.1"
+    wbufsize = 65536  # an answer in one segment; two would wait for each other's acknowledgement
 
     def do_GET(self):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
