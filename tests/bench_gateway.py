@@ -81,8 +81,8 @@ def through(front, server, count, clients):
         path = pick.choice(ROUTES)
         body = request_body(path, pick)
         if front:
-            return front.ask("POST", path, body, "alice")[0]
-        return server.call("POST", path, body, timeout=600).status
+            return front.ask("POST", path, body, "alice", timeout=900)[0]
+        return server.call("POST", path, body, timeout=900).status
 
     with concurrent.futures.ThreadPoolExecutor(clients) as pool:
         statuses = list(pool.map(one, range(count)))

@@ -145,7 +145,7 @@ class Gateway:
             "gateway_addresses": ["127.0.0.1"],
             "gateway_port": self.port,
             "gateway_http_port": self.http_port,
-            "gateway_page": True,
+            "__gateway_page": True,
             "gateway_max_body_mib": 8,
             "__gateway_config_dir": str(self.folder / "conf"),
             "__gateway_program_dir": str(self.folder / "program"),
@@ -227,11 +227,11 @@ class Gateway:
         """An open TLS connection."""
         return self.context().wrap_socket(socket.create_connection(("127.0.0.1", self.port), timeout=30), server_hostname="localhost")
 
-    def ask(self, method, path, body=None, token=None, headers=None, raw_target=True):
+    def ask(self, method, path, body=None, token=None, headers=None, timeout=60):
         """(status, headers, body) of one request; the path goes out as it is written."""
         import http.client
 
-        line = http.client.HTTPSConnection("localhost", self.port, context=self.context(), timeout=30)
+        line = http.client.HTTPSConnection("localhost", self.port, context=self.context(), timeout=timeout)
         given = dict(headers or {})
         if token is not None:
             given.setdefault("Authorization", f"Bearer {TOKENS.get(token, token)}")
