@@ -53,6 +53,7 @@ class Fleet:
         flag = self.members[number].folder / "run" / "drain"
         if wanted:
             flag.write_text("driver\n")
+            flag.chmod(0o600)  # that it is there counts, not who may read it
         else:
             flag.unlink()
 

@@ -132,6 +132,15 @@ async function list(r) {
     r.return(200, JSON.stringify(answer) + '\n');
 }
 
+function exists(path) {
+    try {
+        fs.accessSync(path);
+        return true;
+    } catch (error) {
+        return false;
+    }
+}
+
 function contentOf(path) {
     try {
         return fs.readFileSync(path, 'utf8');
@@ -143,7 +152,7 @@ function contentOf(path) {
 // For load balancers: 200 while this host takes requests, 503 and the reason while it does not.
 async function healthz(r) {
     let status = 'ok';
-    if (contentOf(policy.drain) !== null) {
+    if (exists(policy.drain)) {
         status = 'drained';
     } else if (FENCED.test(contentOf(policy.guard) || '')) {
         status = 'fenced';
