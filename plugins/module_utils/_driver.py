@@ -74,7 +74,7 @@ def observe(root="/", taken=None, run=subprocess.run, kernel=None):
     loaded = read_loaded(root)
     on_disk = next((module["flavour"] for module in modules if module["running"]), None)
     return {
-        "distribution": _distribution(root),
+        "distribution": distribution(root),
         "running_kernel": running,
         "next_kernel": newest,
         # NVML asks the module itself; the files are for when NVML cannot.
@@ -89,12 +89,12 @@ def observe(root="/", taken=None, run=subprocess.run, kernel=None):
 
 
 def _running_kernel(root):
-    return (_read(root, "proc/sys/kernel/osrelease") or "").strip() or os.uname().release
+    return (read(root, "proc/sys/kernel/osrelease") or "").strip() or os.uname().release
 
 
-def _distribution(root):
+def distribution(root):
     # A tree that holds only what the kernel shows has no os-release; then the one of this system counts.
-    text = _read(root, "etc/os-release") or _read("/", "etc/os-release") or ""
+    text = read(root, "etc/os-release") or read("/", "etc/os-release") or ""
     fields = dict(line.partition("=")[::2] for line in text.splitlines() if "=" in line)
     return {key: fields.get(key.upper(), "").strip("\"'") or None for key in ("id", "version_id")}
 
@@ -127,8 +127,8 @@ def kernel_key(release):
 
 def read_loaded(root):
     """``(version, flavour)`` of the loaded module, each None when there is none."""
-    text = _read(root, "proc/driver/nvidia/version") or ""
-    version = (_read(root, "sys/module/nvidia/version") or "").strip() or None
+    text = read(root, "proc/driver/nvidia/version") or ""
+    version = (read(root, "sys/module/nvidia/version") or "").strip() or None
     named = LOADED.search(text)
     flavour = None
     if text:
@@ -153,7 +153,7 @@ def module_on_disk(root, kernel, run=subprocess.run):
     """One entry of ``kernels``: the module that modprobe would take for this kernel, by modules.dep."""
     entry = {"kernel": kernel, "version": None, "path": None, "module": None, "flavour": None, "signed": None}
     folder = os.path.join("lib/modules", kernel)
-    for line in (_read(root, os.path.join(folder, "modules.dep")) or "").splitlines():
+    for line in (read(root, os.path.join(folder, "modules.dep")) or "").splitlines():
         match = MODULE.search(line.partition(":")[0])
         if not match:
             continue
@@ -276,7 +276,7 @@ def _dkms_version(root, module, version, linked):
                 # The link is relative to the module's folder, or absolute on the host.
                 ways = (f"{version}/{kernel}/{arch}", f"/{folder}/{kernel}/{arch}")
                 states[kernel] = ("installed" if linked.intersection(ways) else "built", None)
-    kernel, error = first_build_error(_read(root, os.path.join(folder, "build/make.log")) or "")
+    kernel, error = first_build_error(read(root, os.path.join(folder, "build/make.log")) or "")
     if error:
         states[kernel] = ("failed", error)
     if not states:
@@ -507,7 +507,8 @@ def _differing(expected_gpus, gpus, state):
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
-def _read(root, path):
+def read(root, path):
+    """The text of a file below root, None where it cannot be read."""
     try:
         with open(os.path.join(root, path), encoding="utf-8", errors="replace") as handle:
             return handle.read()

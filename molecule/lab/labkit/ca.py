@@ -5,19 +5,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 
 from .shell import cache, run, say
 
-NAMES = ("github.com", "registry.ollama.ai", "mirror")
+NAMES = ("github.com", "registry.ollama.ai", "developer.download.nvidia.com", "mirror")
 """Whom the mirror stands for; its certificate and its network aliases say so."""
 
 
+def certificate():
+    """Return (certificate, key) of the mirror, made if they are missing. A checkout that knows other names has one of its own."""
+    stem = ensure() / f"mirror-{hashlib.sha256(' '.join(NAMES).encode()).hexdigest()[:8]}"
+    done, key = stem.with_suffix(".crt"), stem.with_suffix(".key")
+    if not done.exists():
+        _sign(stem, done, key)
+    return done, key
+
+
 def ensure():
-    """Make the authority and the mirror's certificate if they are missing; return their folder."""
+    """Make the authority if it is missing; return its folder."""
     folder = cache("ca")
-    done = folder / "mirror.crt"
-    if done.exists():
+    if (folder / "ca.crt").exists() and (folder / "ca.key").exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     os.chmod(folder, 0o700)
@@ -45,46 +54,18 @@ def ensure():
             folder / "ca.crt",
         ]
     )
-    run(
-        [
-            "openssl",
-            "req",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-subj",
-            "/CN=mirror",
-            "-keyout",
-            folder / "mirror.key",
-            "-out",
-            folder / "mirror.csr",
-        ]
-    )
-    extensions = folder / "mirror.ext"
+    os.chmod(folder / "ca.key", 0o600)
+    return folder
+
+
+def _sign(stem, done, key):
+    """Make a key for the mirror and let the authority sign its names."""
+    folder = stem.parent
+    request, extensions, half = stem.with_suffix(".csr"), stem.with_suffix(".ext"), stem.with_suffix(".new")
+    run(["openssl", "req", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=mirror", "-keyout", key, "-out", request])
     names = ",".join(f"DNS:{name}" for name in NAMES)
     extensions.write_text(f"subjectAltName={names}\nextendedKeyUsage=serverAuth\nbasicConstraints=CA:FALSE\n", encoding="utf-8")
-    run(
-        [
-            "openssl",
-            "x509",
-            "-req",
-            "-in",
-            folder / "mirror.csr",
-            "-CA",
-            folder / "ca.crt",
-            "-CAkey",
-            folder / "ca.key",
-            "-CAcreateserial",
-            "-days",
-            "3650",
-            "-sha256",
-            "-extfile",
-            extensions,
-            "-out",
-            folder / "mirror.new",
-        ]
-    )
-    os.chmod(folder / "ca.key", 0o600)
-    os.chmod(folder / "mirror.key", 0o600)
-    os.replace(folder / "mirror.new", done)
-    return folder
+    words = ["openssl", "x509", "-req", "-in", request, "-CA", folder / "ca.crt", "-CAkey", folder / "ca.key", "-CAcreateserial"]
+    run([*words, "-days", "3650", "-sha256", "-extfile", extensions, "-out", half])
+    os.chmod(key, 0o600)
+    os.replace(half, done)

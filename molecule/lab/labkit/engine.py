@@ -19,6 +19,7 @@ PACKAGES = {
     "dockerd": "docker.io",
     "debootstrap": "debootstrap",
     "gcc": "gcc",
+    "gpg": "gnupg",
     "openssl": "openssl",
     "zstd": "zstd",
     "iptables": "iptables",

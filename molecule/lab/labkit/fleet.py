@@ -14,11 +14,12 @@ import re
 import time
 from datetime import datetime, timezone
 
-from . import engine, hardware, image, mirror, world
+from . import driver_repo, engine, hardware, image, mirror, world
 from .shell import LabError, as_root, cache, docker, interactive, run, say, step, wait_for
 
 NAME = re.compile(r"^[a-z0-9][a-z0-9-]{0,30}$")
-KEYS = {"name", "image", "card", "tmpfs", "front"}
+KEYS = {"name", "image", "card", "tmpfs", "front", "bare"}
+"""bare: true makes a host without a driver, which takes one from the lab's packages and can be rebooted."""
 
 
 def network(name):
@@ -163,6 +164,8 @@ def _start_host(name, host, tag, cgroup):
     ]
     for path, options in host["tmpfs"].items():
         words += ["--tmpfs", f"{path}:{options}"]
+    if host.get("bare"):
+        words += ["--restart", "unless-stopped"]  # so a host that reboots comes back
     words += [tag, "/usr/local/lib/lab/init", *init_words]
     docker(*words)
     docker(
@@ -170,7 +173,7 @@ def _start_host(name, host, tag, cgroup):
         "--archive",
         "-",
         f"{box}:/",
-        stdin=image.archive(hardware.files(mirror_folder(name), host["card"], host["front"])),
+        stdin=image.archive(_files(name, host)),
     )
     docker("start", box)
     booted(box)
@@ -221,9 +224,14 @@ def _refresh_lists(box, tag):
         docker("exec", box, "apt-get", "update", "-q")
 
 
+def _files(name, host):
+    """Return what is laid into a host's container before it boots."""
+    return hardware.files(mirror_folder(name), host["card"], host["front"], host["image"] if host.get("bare") else None)
+
+
 def recipe(name, host, tag, server):
     """Return a digest of what a host is made from: a host of another recipe, or of another server, is made anew."""
-    laid = {path: [str(part) for part in value] for path, value in hardware.files(mirror_folder(name), host["card"], host["front"]).items()}
+    laid = {path: [str(part) for part in value] for path, value in _files(name, host).items()}
     return hashlib.sha256(json.dumps([host, tag, server, laid], sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -254,6 +262,8 @@ def up(name, hosts, server=None, shape=None):
     if docker("network", "inspect", network(name), check=False).returncode:
         docker("network", "create", "--label", f"gpufleet.lab={name}", network(name))
     mirror.lay_out(mirror_folder(name), grade, shape)
+    if any(host.get("bare") for host in hosts):
+        driver_repo.lay_out(mirror_folder(name))
     mirror.start(name, network(name), tags["debian12"], mirror_folder(name))
     _write_state(name, {**known, "server": grade, "shape": shape})
     wanted = []
@@ -274,6 +284,8 @@ def up(name, hosts, server=None, shape=None):
             "name": name,
             "server": grade,
             "shape": shape,
+            # Whose signature the packages of the lab's drivers carry; the inventory of a bare host asks for it.
+            "driver_key": driver_repo.fingerprint() if any(host.get("bare") for host in recorded.values()) else None,
             "cgroup": facts["cgroup"],
             "hosts": recorded,
             "faults": known.get("faults", []),

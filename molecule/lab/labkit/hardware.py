@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -54,6 +55,25 @@ ExecStart=/usr/local/lib/lab/devices
 WantedBy=sysinit.target
 """
 
+BARE = """\
+#!/bin/sh
+# A host that comes without a driver: its simulated kernel loads what is on its disk.
+exec /usr/local/lib/lab/lab_driver.py boot
+"""
+
+KERNEL_SOURCE = """\
+Types: deb
+URIs: https://mirror/kernel/{system}/
+Suites: /
+Signed-By: /usr/share/keyrings/lab-kernel.gpg
+"""
+
+KERNEL_PREFERENCE = """\
+Package: linux-*
+Pin: release l=gpufleet lab kernels
+Pin-Priority: 1001
+"""
+
 PLACE_UNIT = f"""\
 [Unit]
 Description=Weights of the lab's models, as holes, once a role has made the store
@@ -96,24 +116,24 @@ def _source_digest(names):
     return digest.hexdigest()[:12]
 
 
-def library():
-    """Return the path of the NVML simulator, compiled if its source has changed."""
+def library(version=None):
+    """Return the path of the NVML simulator, compiled if its source has changed. version: of the driver that it belongs to."""
     sources = [path.name for path in NVML.iterdir() if path.suffix in (".c", ".h", ".map", ".sh", ".py")]
     if "build.sh" not in sources:
         raise LabError(f"{NVML}/build.sh is missing: this checkout has no NVML simulator.")
-    built = cache("nvml", _source_digest(sources))
+    built = cache("nvml", _source_digest(sources) + (f"-{version}" if version else ""))
     target = built / "libnvidia-ml.so.1"
     if target.exists():
         return target
     built.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=built.parent) as work:
-        version = tuple(int(part) for part in os.confstr("CS_GNU_LIBC_VERSION").split()[-1].split("."))
-        if version <= OLDEST_LIBC:
+        libc = tuple(int(part) for part in os.confstr("CS_GNU_LIBC_VERSION").split()[-1].split("."))
+        if libc <= OLDEST_LIBC:
             say("Compiling the NVML simulator (2 s)")
-            run(["sh", NVML / "build.sh", work])
+            run(["sh", NVML / "build.sh", work, *([version] if version else [])])
         else:
-            say(f"Compiling the NVML simulator in a Debian 12 container: this machine's C library {version[0]}.{version[1]} is newer than a host's (60 s)")
-            script = "apt-get update -q && apt-get install -q -y --no-install-recommends gcc libc6-dev && sh /nvml/build.sh /out"
+            say(f"Compiling the NVML simulator in a Debian 12 container: this machine's C library {libc[0]}.{libc[1]} is newer than a host's (60 s)")
+            script = "apt-get update -q && apt-get install -q -y --no-install-recommends gcc libc6-dev && sh /nvml/build.sh /out " + (version or "")
             docker(
                 "run",
                 "--rm",
@@ -133,10 +153,10 @@ def library():
     return target
 
 
-def _rootfs():
-    """Return {path: (content, mode)} of the kernel's files about the driver, below ROOTFS."""
+def _rootfs(*words):
+    """Return {path: (content, mode)} of the kernel's files about the driver, below ROOTFS. words: options of make_rootfs.py."""
     with tempfile.TemporaryDirectory() as work:
-        run([sys.executable, NVML / "make_rootfs.py", work])
+        run([sys.executable, NVML / "make_rootfs.py", work, *words])
         found = {}
         for folder, _folders, names in os.walk(work):
             for name in names:
@@ -160,11 +180,38 @@ def _weights(mirror):
     return laid
 
 
-def files(mirror, card=None, front=None):
+def _bare(description, system):
+    """Return {path: (content, mode)} of a host to which a driver comes by packages: card, kernel, the distribution's kernel archive."""
+    from . import driver_repo
+
+    distribution = system.rstrip("0123456789")
+    release = driver_repo.KERNELS[distribution][0]
+    card = {**json.loads(description.read_text(encoding="utf-8")), "kernel": ROOTFS}
+    program = "/usr/local/lib/lab/lab_driver.py"
+    laid = {
+        "/etc/nvml-sim/card.json": (json.dumps(card, indent=2) + "\n", 0o644),
+        program: ((LAB / "driver" / "lab_driver.py").read_bytes(), 0o755),
+        "/usr/local/lib/lab/make_rootfs.py": ((NVML / "make_rootfs.py").read_bytes(), 0o644),
+        "/usr/local/lib/lab/devices": (BARE, 0o755),
+        "/etc/apt/sources.list.d/lab-kernel.sources": (KERNEL_SOURCE.format(system=system), 0o644),
+        "/etc/apt/preferences.d/lab-kernel": (KERNEL_PREFERENCE, 0o644),
+        "/etc/dpkg/dpkg.cfg.d/lab": ("force-unsafe-io\n", 0o644),  # nobody misses a throw-away host after a power cut
+        "/usr/share/keyrings/lab-kernel.gpg": ((driver_repo.key_home() / "keyring.gpg").read_bytes(), 0o644),
+        **_rootfs("--not-loaded", "--kernel", release, "--without", release),
+    }
+    for index, gpu in enumerate(card["gpus"]):
+        for name, text in (("vendor", "0x10de"), ("class", "0x030000"), ("device", gpu.get("pci_device", "0x2684"))):
+            laid[f"{ROOTFS}/sys/bus/pci/devices/0000:{index + 1:02x}:00.0/{name}"] = (text + "\n", 0o644)
+    for name in ("modprobe", "update-initramfs"):
+        laid[f"/usr/local/sbin/{name}"] = ("->", program)
+    return laid
+
+
+def files(mirror, card=None, front=None, bare=None):
     """Return {path: (content, mode)} that turns a container into a host with a GPU.
 
     mirror: the folder of the lab's mirror. card: a card.json (relative to molecule/lab/nvml or absolute), default one
-    RTX 4090. front: a port that leads to Open WebUI.
+    RTX 4090. front: a port that leads to Open WebUI. bare: the system of a host that comes without a driver.
     """
     description = NVML / (card or "card-4090.json")
     if not description.exists():
@@ -182,6 +229,9 @@ def files(mirror, card=None, front=None):
         **_rootfs(),
         **_weights(mirror),
     }
+    if bare:
+        laid = {path: what for path, what in laid.items() if not path.startswith((ROOTFS, "/usr/lib/x86_64-linux-gnu/"))}
+        laid.update(_bare(description, bare))
     if front:
         laid["/etc/systemd/system/lab-front.socket"] = (FRONT_SOCKET.format(port=front), 0o644)
         laid["/etc/systemd/system/lab-front.service"] = (FRONT_SERVICE, 0o644)

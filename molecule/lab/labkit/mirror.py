@@ -49,8 +49,8 @@ def lay_out(root, server, shape):
 def start(name, network, tag, root):
     """Run the mirror of a lab over its folder; a mirror that runs already from the same image and program stays."""
     box = f"gpufleet-{name}-mirror"
-    keys = ca.ensure()
-    program = (SERVICES / "serve.py").read_bytes() + (keys / "mirror.crt").read_bytes() + tag.encode()
+    certificate, key = ca.certificate()
+    program = (SERVICES / "serve.py").read_bytes() + certificate.read_bytes() + tag.encode()
     recipe = hashlib.sha256(program).hexdigest()[:12]
     said = docker("inspect", "--format", '{{.State.Running}} {{index .Config.Labels "gpufleet.recipe"}}', box, check=False)
     if said.returncode == 0 and said.stdout.split() == ["true", recipe]:
@@ -77,9 +77,9 @@ def start(name, network, tag, root):
         "--volume",
         f"{root}:/srv/mirror",
         "--volume",
-        f"{keys / 'mirror.crt'}:/etc/lab/mirror.crt:ro",
+        f"{certificate}:/etc/lab/mirror.crt:ro",
         "--volume",
-        f"{keys / 'mirror.key'}:/etc/lab/mirror.key:ro",
+        f"{key}:/etc/lab/mirror.key:ro",
         tag,
         "python3",
         "/srv/services/serve.py",

@@ -11,7 +11,9 @@ A process holds VRAM of the card in one of two ways:
 * it is a `llama-server` that computes on `ggml-rpc-server` processes (the real server): the resident memory of the
   N-th of these, by port, is the VRAM of card N, shared out over the llama-server processes.
 
-Hardware and faults are /etc/nvml-sim/card.json; `lab_card.py set …` changes it and waits until it shows.
+Hardware and faults are /etc/nvml-sim/card.json; `lab_card.py set …` changes it and waits until it shows. Where it names a
+`kernel`, a folder, the loaded driver is what sys/module/nvidia/version below it says, as molecule/lab/driver leaves it there;
+persistence and power limits are then what the driver's own programs have set.
 
     lab_card.py run                                the daemon (root, on the lab host)
     lab_card.py set init_error=18                  nvmlInit fails: 4, 9, 18, 999 …
@@ -43,6 +45,7 @@ import uuid
 
 CARD = os.environ.get("NVML_SIM_CARD_FILE", "/etc/nvml-sim/card.json")
 STATE = os.environ.get("NVML_SIM_STATE", "/run/nvml-sim/state")
+PERSISTENCE = "/run/nvidia-persistenced/lab"
 PERIOD_S = 0.25
 MIB = 1024 * 1024
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -307,6 +310,20 @@ def dash(value, factor=1):
     return "-" if value is None else str(int(value * factor))
 
 
+def with_kernel(card):
+    """The card with what the simulated kernel and the driver's programs say now; the card itself where it names no kernel."""
+    if not card.get("kernel"):
+        return card
+    version = (read_text(os.path.join(card["kernel"], "sys/module/nvidia/version")) or "").strip()
+    faults = dict(card["faults"]) if version else dict(card["faults"], init_error=9)
+    gpus = []
+    for index, gpu in enumerate(card["gpus"]):
+        limit = read_text(os.path.join(os.path.dirname(STATE), f"limit-{index}"))
+        gpus.append(dict(gpu, persistence=os.path.exists(PERSISTENCE), power_limit_w=int(limit) if limit else gpu["power_default_limit_w"]))
+    branch = version.partition(".")[0] or "580"
+    return dict(card, driver=version or card["driver"], branch=f"r{branch}_00", cuda=13000 if branch == "580" else 13010, faults=faults, gpus=gpus)
+
+
 def fingerprint(card_text):
     """The line of the state file that tells of which card.json it is."""
     return "# card " + hashlib.sha256((card_text or "").encode()).hexdigest()[:16]
@@ -402,7 +419,7 @@ def run(card_file=CARD, state_file=STATE, proc="/proc", turns=None):
                 print(f"lab_card: {error}", file=sys.stderr, flush=True)
                 card = card or load_card("")
         seen = watcher.look([gpu["total_mib"] - gpu["reserved_mib"] for gpu in card["gpus"]])
-        state = "\n".join([fingerprint(card_text), *render(card, seen, os.getpid()), "end", ""])
+        state = "\n".join([fingerprint(card_text), *render(with_kernel(card), seen, os.getpid()), "end", ""])
         if state != written or not os.path.exists(state_file):
             write_atomically(state_file, state)
             written = state

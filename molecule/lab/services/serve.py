@@ -6,11 +6,13 @@
 
     serve.py --root DIR [--cert FILE --key FILE --port 443] [--http-port 80] [--bind ADDRESS]
 
-It answers the paths of two upstreams, whatever Host is asked for:
+It answers the paths of three upstreams, whatever Host is asked for:
 
     /ollama/ollama/releases/download/vX/FILE       root/releases/vX/FILE
     /v2/NAMESPACE/MODEL/manifests/TAG              root/registry/manifests/NAMESPACE/MODEL/TAG
     /v2/NAMESPACE/MODEL/blobs/sha256:HEX           root/registry/blobs/sha256-HEX
+    /compute/cuda/repos/SYSTEM/x86_64/FILE         root/packages/cuda/SYSTEM/FILE
+    /kernel/SYSTEM/FILE                            root/packages/kernel/SYSTEM/FILE (the lab's own: kernels of its hosts)
 
 A blob is answered with a Location header that names itself, without which Ollama refuses it (facts/ollama.md §9), and by
 Range. A hole in a file costs the disk nothing and is sent as zeros.
@@ -47,12 +49,15 @@ BLOCK = 1024 * 1024
 RELEASE = re.compile(r"/ollama/ollama/releases/download/(v[0-9][A-Za-z0-9.+-]*)/([A-Za-z0-9_.-]+)")
 MANIFEST = re.compile(r"/v2/([A-Za-z0-9_-]+)/([A-Za-z0-9_][A-Za-z0-9_.-]*)/manifests/([A-Za-z0-9_][A-Za-z0-9_.:-]*)")
 BLOB = re.compile(r"/v2/[A-Za-z0-9_-]+/[A-Za-z0-9_][A-Za-z0-9_.-]*/blobs/sha256[:-]([0-9a-f]{64})")
+# APT puts a slash of its own between a flat repository's address and a file.
+CUDA = re.compile(r"/compute/cuda/repos/([a-z0-9]+)/x86_64//?(?:\./)?([A-Za-z0-9][A-Za-z0-9_.+~-]*)")
+KERNEL = re.compile(r"/kernel/([a-z0-9]+)//?(?:\./)?([A-Za-z0-9][A-Za-z0-9_.+~-]*)")
 RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
 
 
 def locate(root: str, path: str) -> tuple[str, str, bool] | None:
-    """Return (file, content type, whether it is a blob) for the path of a request, None for paths of neither upstream."""
+    """Return (file, content type, whether it is a blob) for the path of a request, None for paths of no upstream."""
     found = RELEASE.fullmatch(path)
     if found:
         return os.path.join(root, "releases", found.group(1), found.group(2)), "application/octet-stream", False
@@ -62,6 +67,10 @@ def locate(root: str, path: str) -> tuple[str, str, bool] | None:
     found = BLOB.fullmatch(path)
     if found:
         return os.path.join(root, "registry", "blobs", "sha256-" + found.group(1)), "application/octet-stream", True
+    for kind, pattern in (("cuda", CUDA), ("kernel", KERNEL)):
+        found = pattern.fullmatch(path)
+        if found:
+            return os.path.join(root, "packages", kind, *found.groups()), "application/octet-stream", False
     return None
 
 

@@ -228,7 +228,7 @@ def test_secure_boot(tree, tmp_path):
 
 
 def test_the_distribution_of_a_tree_without_one_is_this_system(tmp_path):
-    assert _driver._distribution(tmp_path) == _driver._distribution("/")
+    assert _driver.distribution(tmp_path) == _driver.distribution("/")
 
 
 @pytest.mark.parametrize(

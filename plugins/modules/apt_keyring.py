@@ -1,0 +1,127 @@
+#!/usr/bin/python
+
+# Copyright (c) 2026, gpufleet.llm maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: apt_keyring
+short_description: A keyring for APT, taken only if it holds the keys that are expected
+version_added: 0.1.0
+description:
+  - Fetches a keyring and lays it down where an APT source names it in C(Signed-By), in binary form.
+  - The fingerprints of all its keys have to be among those that are expected; otherwise nothing is changed.
+  - A keyring that is there and holds expected keys only is left alone, and nothing is fetched.
+author:
+  - The gpufleet.llm maintainers (@gpufleet)
+attributes:
+  check_mode:
+    description: Can run in check mode and says what would be changed, without changing it.
+    support: full
+  diff_mode:
+    description: Returns what was and what is, for C(--diff).
+    support: full
+options:
+  url:
+    description: Address of the keyring, binary or in ASCII armour.
+    type: str
+    required: true
+  dest:
+    description: Path of the keyring on the host.
+    type: path
+    required: true
+  fingerprints:
+    description: Fingerprints of keys that may be in it, 40 hexadecimal digits each; blanks and case do not matter.
+    type: list
+    elements: str
+    required: true
+"""
+
+EXAMPLES = r"""
+- name: Know NVIDIA's key
+  gpufleet.llm.apt_keyring:
+    url: https://developer.download.nvidia.com/compute/cuda/repos/debian12/x86_64/cuda-archive-keyring.gpg
+    dest: /etc/apt/keyrings/gpufleet-nvidia.gpg
+    fingerprints: [EB693B3035CD5710E231E123A4B469963BF863CC]
+"""
+
+RETURN = r"""
+fingerprints:
+  description: Fingerprints of the keys in the keyring.
+  type: list
+  elements: str
+  returned: success
+  sample: [EB693B3035CD5710E231E123A4B469963BF863CC]
+"""
+
+import os
+import tempfile
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.urls import open_url
+
+from ansible_collections.gpufleet.llm.plugins.module_utils import _openpgp
+
+
+def read(path):
+    """The fingerprints in a keyring on the host; [] where there is none that can be read."""
+    try:
+        with open(path, "rb") as handle:
+            return _openpgp.fingerprints(handle.read())
+    except (OSError, _openpgp.OpenpgpError):
+        return []
+
+
+def fetch(url):
+    try:
+        return open_url(url, timeout=60).read()
+    except Exception as error:  # urllib, ssl and socket have no class of errors in common
+        raise _openpgp.OpenpgpError(
+            f"{url} could not be read ({error}); wanted is the repository's keyring. Check the address and the host's way to it."
+        ) from error
+
+
+def write(module, dest, data):
+    os.makedirs(os.path.dirname(dest), mode=0o755, exist_ok=True)
+    handle, half = tempfile.mkstemp(dir=module.tmpdir)
+    with os.fdopen(handle, "wb") as out:
+        out.write(data)
+    os.chmod(half, 0o644)
+    module.atomic_move(half, dest)
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "url": {"type": "str", "required": True},
+            "dest": {"type": "path", "required": True},
+            "fingerprints": {"type": "list", "elements": "str", "required": True, "no_log": False},
+        },
+        supports_check_mode=True,
+    )
+    asked = module.params
+    expected = {"".join(one.split()).upper() for one in asked["fingerprints"]}
+    have = read(asked["dest"])
+    if have and set(have) <= expected:
+        module.exit_json(changed=False, fingerprints=have)
+    try:
+        data = _openpgp.dearmor(fetch(asked["url"]))
+        found = _openpgp.fingerprints(data)
+    except _openpgp.OpenpgpError as error:
+        module.fail_json(msg=str(error))
+    strange = sorted(set(found) - expected)
+    if strange:
+        module.fail_json(
+            msg=f"{asked['url']} holds the key {', '.join(strange)}; expected is {' or '.join(sorted(expected))}. Nothing was changed. Find out from the "
+            f"vendor whether the key was changed before you add it to the expected ones."
+        )
+    if not module.check_mode:
+        write(module, asked["dest"], data)
+    texts = [{"before": "\n".join(have) + "\n", "after": "\n".join(found) + "\n", "before_header": asked["dest"], "after_header": asked["dest"]}]
+    module.exit_json(changed=True, fingerprints=found, diff=texts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,307 @@
+#!/usr/bin/python
+
+# Copyright (c) 2026, gpufleet.llm maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: driver_plan
+short_description: What stands between a host and the NVIDIA driver that is wanted
+version_added: 0.1.0
+description:
+  - Compares the packages that a driver of one source, branch and flavour consists of with those that the host has, and says what one apt transaction
+    would have to do, what has to be held, and what speaks against it.
+  - Looks at settings and units beside them, so that the role P(gpufleet.llm.cuda#role) needs one round trip where nothing is to be done.
+  - Reads the index of NVIDIA's repository over the network only where something is missing.
+  - Changes nothing.
+author:
+  - The gpufleet.llm maintainers (@gpufleet)
+extends_documentation_fragment:
+  - gpufleet.llm.attributes.info
+options:
+  source:
+    description: Where the packages come from.
+    type: str
+    choices: [nvidia_repo, distro]
+    required: true
+  branch:
+    description: Driver branch.
+    type: int
+    required: true
+  version:
+    description: Exact version; empty keeps what is installed of the branch, and takes the newest where there is none.
+    type: str
+    default: ""
+  flavour:
+    description: Of the kernel modules.
+    type: str
+    choices: [open, proprietary]
+    default: open
+  toolkit:
+    description: CUDA toolkit to have as well, such as V(13-0).
+    type: str
+    default: ""
+  upgrade:
+    description: Whether a driver that is installed may be replaced.
+    type: bool
+    default: false
+  downgrade:
+    description: Whether it may be replaced by an older one.
+    type: bool
+    default: false
+  remove_other:
+    description: Whether packages and APT sources of the other source are removed.
+    type: bool
+    default: false
+  hold:
+    description: Whether the driver's packages are to be held.
+    type: bool
+    default: true
+  gpu_required:
+    description: Whether the host is to have a card that Ollama can use.
+    type: bool
+    default: true
+  ollama_version:
+    description: Release of Ollama to judge the branch by; without it, a current one.
+    type: str
+  signed_module:
+    description: Whether modules that are built on the host are signed by a key that the firmware knows.
+    type: bool
+    default: false
+  tables:
+    description: The package tables by distribution, as in the role's C(files/packages).
+    type: dict
+    required: true
+  repository:
+    description: Address of NVIDIA's repositories, without the distribution's folder.
+    type: str
+    default: https://developer.download.nvidia.com/compute/cuda/repos
+  path_rootfs:
+    description: Folder below which the host's C(/proc), C(/sys), C(/lib/modules) and C(/boot) are seen.
+    type: path
+    default: /
+  gpus:
+    description: The GPUs as M(gpufleet.llm.gpu_info) returns them, for their compute capability.
+    type: list
+    elements: dict
+    default: []
+  files:
+    description: Settings that are to be on the host, each with C(path) and C(content).
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      path:
+        description: Path of the file.
+        type: path
+        required: true
+      content:
+        description: What it is to hold.
+        type: str
+        required: true
+  units:
+    description: systemd units whose state is wanted.
+    type: list
+    elements: str
+    default: []
+"""
+
+EXAMPLES = r"""
+- name: See what an upgrade would do
+  gpufleet.llm.driver_plan:
+    source: nvidia_repo
+    branch: 580
+    version: 580.126.09
+    upgrade: true
+    tables: "{{ __cuda_tables }}"
+  register: plan
+
+- name: Show it
+  ansible.builtin.debug:
+    msg: "{{ plan.action }}: {{ plan.install | join(' ') }}"
+"""
+
+RETURN = r"""
+action:
+  description: >-
+    C(none), C(install), C(upgrade), C(downgrade), C(change) (the flavour), C(repair) (the version is right, something is missing or half
+    configured), or C(refused) when RV(problems) were found before it could be told.
+  type: str
+  returned: always
+  sample: upgrade
+installed_version:
+  description: Version of the driver's packages on the host; null for none.
+  type: str
+  returned: always
+  sample: 580.95.05
+target_version:
+  description: Version that they are to have.
+  type: str
+  returned: always
+  sample: 580.126.09
+install:
+  description: Packages for one transaction, as apt takes them.
+  type: list
+  elements: str
+  returned: always
+  sample: [nvidia-driver-cuda=580.126.09-1]
+pin:
+  description: The pinning package, which has to be there before; null for a source without one.
+  type: str
+  returned: always
+  sample: nvidia-driver-pinning-580.126.09
+purge:
+  description: Packages of the other source, to be removed first.
+  type: list
+  elements: str
+  returned: always
+  sample: []
+back:
+  description: The packages as they are now, for a way back; with C(back_pin), the pinning package of now.
+  type: list
+  elements: str
+  returned: always
+  sample: [nvidia-driver-cuda=580.95.05-1]
+back_pin:
+  description: The pinning package that is installed.
+  type: str
+  returned: always
+  sample: nvidia-driver-pinning-580.95.05
+hold:
+  description: Packages that have to be held; known when RV(action) is C(none).
+  type: list
+  elements: str
+  returned: always
+  sample: [nvidia-driver-cuda]
+unheld:
+  description: Those among them that are not.
+  type: list
+  elements: str
+  returned: always
+  sample: []
+release:
+  description: Packages that are held now and have to be let go for the transaction.
+  type: list
+  elements: str
+  returned: always
+  sample: [nvidia-driver-cuda]
+builds:
+  description: Whether the module is built on the host, by DKMS.
+  type: bool
+  returned: always
+  sample: true
+directory:
+  description: The distribution's folder in NVIDIA's repository.
+  type: str
+  returned: always
+  sample: debian12
+foreign_sources:
+  description: APT's files, other than the role's own, that name NVIDIA's repository.
+  type: list
+  elements: str
+  returned: always
+  sample: []
+files_differ:
+  description: Paths of O(files) whose content is another, or that are missing.
+  type: list
+  elements: str
+  returned: always
+  sample: []
+units:
+  description: State of each unit of O(units), as M(gpufleet.llm.host_info) returns it.
+  type: dict
+  returned: always
+  sample: {}
+initramfs:
+  description: Whether the host has C(update-initramfs).
+  type: bool
+  returned: always
+  sample: true
+problems:
+  description: What speaks against it, each with a C(code) and a C(message).
+  type: list
+  elements: dict
+  returned: always
+  sample: []
+"""
+
+import gzip
+import shutil
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.urls import open_url
+
+from ansible_collections.gpufleet.llm.plugins.module_utils import _driver, _driver_packages, _host
+
+
+def fetch_index(address):
+    """What a flat repository has, ``{package: [versions]}``; apt verifies later what is installed of it."""
+    url = f"{address}/Packages.gz"
+    try:
+        body = open_url(url, timeout=60).read()
+        return _driver_packages.parse_index(gzip.decompress(body).decode("utf-8", "replace"))
+    except Exception as error:  # urllib, ssl and socket have no class of errors in common
+        raise _driver_packages.PackagesError(
+            f"{url} could not be read ({error}); wanted is the index of NVIDIA's repository. Check cuda_repo_url and the host's way to it. Nothing was changed."
+        ) from error
+
+
+def observe(asked):
+    """Everything that the module returns, for its options."""
+    seen = _driver_packages.observe(hardware=asked["path_rootfs"])
+    wish = _driver_packages.wanted(asked, seen["distribution"], asked["tables"].get(seen["distribution"]["id"]))
+
+    def offer():
+        if asked["source"] == "nvidia_repo":
+            return fetch_index(f"{asked['repository']}/{wish['directory']}/x86_64")
+        return _driver_packages.ask_apt(wish)
+
+    found = _driver_packages.difference(asked, wish, seen, offer, asked["gpus"])
+    return dict(
+        found,
+        foreign_sources=seen["sources"],
+        files_differ=[one["path"] for one in asked["files"] if _host.read_text(one["path"]) != one["content"]],
+        units=_host.units(asked["units"]),
+        initramfs=shutil.which("update-initramfs", path=_host.SEARCH_PATH) is not None,
+    )
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "source": {"type": "str", "choices": ["nvidia_repo", "distro"], "required": True},
+            "branch": {"type": "int", "required": True},
+            "version": {"type": "str", "default": ""},
+            "flavour": {"type": "str", "choices": ["open", "proprietary"], "default": "open"},
+            "toolkit": {"type": "str", "default": ""},
+            "upgrade": {"type": "bool", "default": False},
+            "downgrade": {"type": "bool", "default": False},
+            "remove_other": {"type": "bool", "default": False},
+            "hold": {"type": "bool", "default": True},
+            "gpu_required": {"type": "bool", "default": True},
+            "ollama_version": {"type": "str"},
+            "signed_module": {"type": "bool", "default": False},
+            "tables": {"type": "dict", "required": True},
+            "repository": {"type": "str", "default": "https://developer.download.nvidia.com/compute/cuda/repos"},
+            "path_rootfs": {"type": "path", "default": "/"},
+            "gpus": {"type": "list", "elements": "dict", "default": []},
+            "files": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {"path": {"type": "path", "required": True}, "content": {"type": "str", "required": True}},
+            },
+            "units": {"type": "list", "elements": "str", "default": []},
+        },
+        supports_check_mode=True,
+    )
+    try:
+        module.exit_json(changed=False, **observe(module.params))
+    except (_driver.DriverError, _driver_packages.PackagesError, _host.HostError) as error:
+        module.fail_json(msg=str(error))
+
+
+if __name__ == "__main__":
+    main()
