@@ -271,9 +271,10 @@ def _ready(observed, name):
 def _complete(wish, observed, target):
     versioned = all(_ready(observed, name) and upstream(observed["packages"][name]["version"]) == target for name in wish["packages"])
     plain = all(_ready(observed, name) for name in wish["modules"] + wish["headers"] + wish["toolkit"] + ([wish["pin"]] if wish["pin"] else []))
+    pins = [name for name in observed["packages"] if PINNING.match(name)]
     beside = all(any(_ready(observed, name) for name in names) for names in wish["beside"])
     # A half-configured package of the driver's is work to do, also where nobody asked for it by name.
-    return versioned and plain and beside and all(observed["packages"][name]["ok"] for name in family(observed, target))
+    return versioned and plain and beside and pins in ([], [wish["pin"]]) and all(observed["packages"][name]["ok"] for name in family(observed, target))
 
 
 def _newest(offered, names, branch):

@@ -15,9 +15,15 @@ The lab's driver packages call it where NVIDIA's call dkms; it is also /usr/loca
     modprobe [-r] MODULE…                     load or unload
     update-initramfs -u                       take modprobe.d's blacklists into what boots
 
-/etc/lab/driver.json breaks things: {"build_errors": {"590.44.01": "nvidia/nv-pci.c:237:9: error: …"}, "nouveau": false,
-"uvm": false}. build_errors: that version does not build (key also "VERSION KERNEL"); nouveau: false: no such module in the
-kernel; uvm: false: nvidia_uvm does not load.
+/etc/lab/driver.json breaks things:
+
+    build_errors     {"590.44.01": "nvidia/nv-pci.c:237:9: error: …"}: that version does not build (key also "VERSION KERNEL")
+    install_errors   {"590.44.01": "…"}: its package cannot be configured, for a reason that is no build's
+    nouveau          false: the kernel has no such module
+    uvm              false: nvidia_uvm does not load
+    in_use           true: somebody holds the module, so only a reboot replaces it
+    initramfs        "580.95.05": what boots loads this module, whatever is on disk
+    boot_faults      {"gpus": 0}: faults of the card (lab_card.py set) that the next boot brings
 """
 
 from __future__ import annotations
@@ -104,6 +110,10 @@ def build(version, flavour, only=None):
 
     os.makedirs(inside("var/lib/dkms/nvidia", version), exist_ok=True)
     spill(inside("var/lib/dkms/registered.json"), json.dumps([version, flavour]))
+    refused = settings().get("install_errors", {}).get(version)
+    if refused:
+        print(refused, file=sys.stderr)
+        return 1
     wrong = settings().get("build_errors", {})
     status = 0
     for kernel in [only] if only else kernels():
@@ -235,7 +245,7 @@ def secure_boot():
 
 def users():
     """Who holds the card: processes with VRAM, and nvidia-persistenced."""
-    held = re.findall(r"^process (\d+)", slurp(f"{RUN}/state") or "", re.MULTILINE)
+    held = re.findall(r"^process (\d+)", slurp(f"{RUN}/state") or "", re.MULTILINE) + (["somebody"] if settings().get("in_use") else [])
     return held + (["nvidia-persistenced"] if os.path.exists("/run/nvidia-persistenced/lab") else [])
 
 
@@ -282,6 +292,14 @@ def update_initramfs(words):
     return 0
 
 
+def break_card(faults):
+    path = f"{ETC}/nvml-sim/card.json"
+    if faults:
+        card = json.loads(slurp(path))
+        card["faults"] = {**card.get("faults", {}), **faults}
+        spill(path, json.dumps(card, indent=2) + "\n")
+
+
 def boot():
     """What firmware, boot loader, initramfs and udev come to: one kernel runs, one module has the card."""
     for name in ("nvidia", "nvidia_uvm", "nouveau"):
@@ -295,7 +313,11 @@ def boot():
     if settings().get("nouveau") is not False and not blacklisted:
         spill(inside("sys/module/nouveau/initstate"), "live\n")
     modules_file()
+    break_card(settings().get("boot_faults", {}))
     load("nvidia")  # udev, by the card's own PCI alias
+    stale = settings().get("initramfs")
+    if stale and loaded():
+        spill(inside("sys/module/nvidia/version"), f"{stale}\n")
     for path in sorted(glob.glob(f"{ETC}/modules-load.d/*.conf")):
         for line in (slurp(path) or "").splitlines():
             refused = load(line.strip()) if line.strip() and not line.startswith("#") else None

@@ -187,6 +187,11 @@ def test_what_is_missing_is_repaired(missing):
     assert (found["action"], found["problems"]) == ("repair", [])
 
 
+def test_a_pin_to_something_else_is_exchanged():
+    observed = with_driver("580.95.05", "580.95.05", **{"nvidia__driver__pinning__590": "1"})
+    assert plan(wish(version="580.95.05"), observed)["action"] == "repair"
+
+
 def test_a_half_configured_package_is_repaired():
     observed = with_driver()
     observed["packages"]["libcuda1"]["ok"] = False
