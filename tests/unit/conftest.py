@@ -10,6 +10,15 @@ import sys
 
 import pytest
 
+try:
+    from hypothesis import settings
+except ImportError:  # the tests that need it say so
+    pass
+else:
+    # A deadline in wall-clock time fails where the machine is busy, not where the code is slow.
+    settings.register_profile("house", deadline=None)
+    settings.load_profile("house")
+
 COLLECTIONS = pathlib.Path(__file__).resolve().parents[2] / ".collections"
 
 if COLLECTIONS.is_dir():
