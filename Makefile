@@ -103,6 +103,10 @@ bench-plan: setup ## The plan's formula beside the real server's dry run
 bench-load: setup ## The plan beside what the real server then takes of a simulated card
 	@$(BIN)/python tests/bench_load.py
 
+.PHONY: bench-model
+bench-model: setup ## What a declared model asks of the real server: requests, writes, time; 500 random declarations
+	@$(BIN)/python tests/bench_model.py
+
 .PHONY: bench-guard
 bench-guard: setup ## What a tick of the guard costs
 	@$(BIN)/python tests/bench_guard.py

@@ -269,7 +269,7 @@ class Client:
         first: dict[str, int] = {}
         last: dict[str, int] = {}
         statuses: list[str] = []
-        for line in self._until(self._stream("/api/pull", {"model": model, "insecure": insecure, "stream": True}), "success"):
+        for line in self._until(self._pulling({"model": model, "insecure": insecure, "stream": True}), "success"):
             status = str(line.get("status", ""))
             if not statuses or statuses[-1] != status:
                 statuses.append(status)
@@ -279,6 +279,15 @@ class Client:
                 first.setdefault(digest, done)
                 last[digest] = max(done, last.get(digest, 0))
         return {"bytes": sum(last[digest] - first[digest] for digest in last), "statuses": statuses}
+
+    def _pulling(self, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        try:
+            yield from self._stream("/api/pull", request)
+        except OllamaError as error:
+            if error.kind != "timeout":
+                raise
+            # Packets that are dropped make nobody say anything, and the server itself waits for half a minute.
+            raise OllamaError(error.kind, f"{error} It was to pull {request['model']}:{_CLOSED}") from error
 
     def copy(self, source: str, destination: str) -> None:
         """Give a model a second name; only its manifest is copied."""
@@ -556,6 +565,8 @@ class Client:
         )
 
 
+#: What the role ollama's unit does.
+_CLOSED = " where the unit keeps it from registries (IPAddressDeny), `systemctl start ollama-pull` opens the way."
 #: The server's words -> what to do about them.
 _ADVICES = (
     (
@@ -572,6 +583,7 @@ _ADVICES = (
     ),
     ("llama-server binary not found", " The server's own engine is missing: install the whole release (bin and lib)."),
     ("file does not exist", " The registry has no model of that name and tag: check the spelling."),
+    ("i/o timeout", f" Packets to it are dropped on their way:{_CLOSED}"),
     ("pull model manifest", " Check the model's name, and that the host reaches the registry (HTTPS_PROXY of the service)."),
     ("server busy", " Its queue is full: wait, or raise OLLAMA_MAX_QUEUE."),
     ("out of memory", " Lower num_ctx, set ollama_kv_cache_type=q8_0, or unload other models."),

@@ -126,10 +126,11 @@ def text_of(key, value):
     problem = _PROBLEMS.get(kind, _no_problem)(text)
     if problem:
         raise EnvError(f"ollama_environment: {key} is '{text}'; {problem}")
-    if PROXY_KEY.fullmatch(key) and re.match(r"\w+://[^/@]*@", text):
+    # Anything with an @: Go takes a proxy without a scheme too, and a password may hold any character.
+    if PROXY_KEY.fullmatch(key) and "@" in text:
         raise EnvError(
             f"ollama_environment: {key} carries credentials, and the server prints this variable in its log at every start; "
-            "give the address of a proxy that needs none, for example a local forwarder."
+            "give the address of a proxy that needs none, such as a forwarder on loopback (docs/ollama.md has one)."
         )
     return text
 

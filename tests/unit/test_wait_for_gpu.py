@@ -24,12 +24,22 @@ def wait(repo, tmp_path, monkeypatch):
     return module
 
 
-def library(init=0, count_code=0, count=1):
+def library(init=0, count_code=0, count=1, driver=b"580.105.08"):
     def device_count(pointer):
         pointer._obj.value = count
         return count_code
 
-    return types.SimpleNamespace(nvmlInit_v2=lambda: init, nvmlDeviceGetCount_v2=device_count, nvmlShutdown=lambda: 0)
+    def driver_version(buffer, length):
+        assert length == 80
+        buffer.value = driver
+        return 0
+
+    return types.SimpleNamespace(
+        nvmlInit_v2=lambda: init,
+        nvmlSystemGetDriverVersion=driver_version,
+        nvmlDeviceGetCount_v2=device_count,
+        nvmlShutdown=lambda: 0,
+    )
 
 
 def test_a_gpu_that_can_be_used(wait, monkeypatch):
@@ -60,6 +70,14 @@ def test_no_library_and_no_gpu(wait, monkeypatch, capsys):
     assert wait.main(0) == 1
     said = capsys.readouterr().err
     assert "cannot be loaded" in said and "counts no GPU" in said
+
+
+@pytest.mark.parametrize(("driver", "oldest", "serves"), [(b"535.247.01", 550, False), (b"550.54.14", 550, True), (b"535.247.01", 0, True), (b"", 550, True)])
+def test_a_driver_that_is_too_old_is_said(wait, monkeypatch, capsys, driver, oldest, serves):
+    monkeypatch.setattr(wait.ctypes, "CDLL", lambda _name: library(driver=driver))
+    assert wait.main(0, oldest) == (0 if serves else 1)
+    said = capsys.readouterr().err
+    assert serves or ("535.247.01" in said and "550 or newer" in said)
 
 
 def test_it_waits_for_a_driver_that_comes_late(wait, monkeypatch):

@@ -9,6 +9,7 @@ import concurrent.futures
 import hashlib
 import json
 import os
+import pathlib
 import platform
 import re
 import time
@@ -18,8 +19,23 @@ from . import driver_repo, engine, hardware, image, mirror, world
 from .shell import LabError, as_root, cache, docker, interactive, run, say, step, wait_for
 
 NAME = re.compile(r"^[a-z0-9][a-z0-9-]{0,30}$")
-KEYS = {"name", "image", "card", "tmpfs", "front", "bare"}
+KEYS = {"name", "image", "card", "tmpfs", "front", "bare", "cgroup"}
 """bare: true makes a host without a driver, which takes one from the lab's packages and can be rebooted."""
+
+BRANCH = "gpufleet-lab"
+"""Below it lie the control groups of hosts that have v2 on a machine with v1."""
+
+INIT_V2 = f"""#!/bin/sh
+# PID 1 of a lab host with cgroup v2 on a machine that itself has v1: a branch of its own of the machine's v2 hierarchy, which
+# carries no controllers there, but the filters for addresses and devices that systemd hangs on it.
+set -e
+mkdir -p /mnt/cgroup
+mount -t cgroup2 none /mnt/cgroup
+mkdir -p "/mnt/cgroup/{BRANCH}/$LAB_BRANCH"
+echo $$ > "/mnt/cgroup/{BRANCH}/$LAB_BRANCH/cgroup.procs"
+umount /mnt/cgroup
+exec unshare -C sh -c 'umount -R /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup; exec /sbin/init'
+"""
 
 
 def network(name):
@@ -60,6 +76,7 @@ def check_hosts(hosts):
             "card": None,
             "tmpfs": {},
             "front": None,
+            "cgroup": None,
             **{key: value for key, value in host.items() if value is not None},
         }
         if not NAME.match(full.get("name", "")) or full["name"] == "mirror":
@@ -100,15 +117,31 @@ def _running(container_name):
     return None if said.returncode else said.stdout.strip() == "true"
 
 
-def _cgroup_words(cgroup, image_name):
-    """Return (engine options, arguments of PID 1) that let systemd manage its own control groups without --privileged."""
+def _cgroup_words(cgroup, image_name, wanted=None):
+    """Return (engine options, words of PID 1) that let systemd manage its own control groups without --privileged.
+
+    cgroup: what the machine has; wanted: 2 for a host that is to have v2 whatever the machine has.
+    """
+    init = "/usr/local/lib/lab/init"
     if cgroup == 2:
-        return ["--cgroupns", "private"], []
+        return ["--cgroupns", "private"], [init]
+    if wanted == 2:
+        if "cgroup2" not in pathlib.Path("/proc/filesystems").read_text(encoding="utf-8").split():
+            raise LabError("A host of the lab asks for cgroup v2, and this machine's kernel has none. Run that host on another machine.")
+        return [], ["/usr/local/lib/lab/init-v2"]
     words = ["--volume", "/sys/fs/cgroup/systemd:/sys/fs/cgroup/systemd:rw"]
     # systemd 256 and 257 refuse cgroup v1 unless told on their command line; 258 and later cannot use it at all.
     if image_name == "ubuntu2604":
         raise LabError("This machine has cgroup v1, and systemd of ubuntu2604 needs cgroup v2. Run that host on a machine with v2, or take another image.")
-    return words, ["SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1"] if image_name == "debian13" else []
+    return words, [init, "SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1"] if image_name == "debian13" else [init]
+
+
+def _forget_branch(box):
+    """Remove the empty control groups that a host with cgroup v2 of its own has left on a machine with v1."""
+    for root in ("/sys/fs/cgroup/unified", "/sys/fs/cgroup"):
+        branch = os.path.join(root, BRANCH, box)
+        if os.path.isdir(branch):
+            run(as_root(["find", branch, "-depth", "-type", "d", "-exec", "rmdir", "{}", ";"]), check=False)
 
 
 def _start_host(name, host, tag, cgroup):
@@ -117,7 +150,8 @@ def _start_host(name, host, tag, cgroup):
     box = container(name, host["name"])
     if _running(box) is not None:
         docker("rm", "--force", "--volumes", box)
-    cgroup_words, init_words = _cgroup_words(cgroup, host["image"])
+    _forget_branch(box)
+    cgroup_words, init_words = _cgroup_words(cgroup, host["image"], host["cgroup"])
     archives = cache("apt", f"{name}-{host['name']}-{host['image']}")
     pip = cache("pip")
     for path in (archives, pip):
@@ -156,6 +190,8 @@ def _start_host(name, host, tag, cgroup):
         "/tmp:exec",
         "--stop-signal",
         "SIGRTMIN+3",
+        "--env",
+        f"LAB_BRANCH={box}",
         *cgroup_words,
         "--volume",
         f"{pip}:/root/.cache/pip",
@@ -166,14 +202,14 @@ def _start_host(name, host, tag, cgroup):
         words += ["--tmpfs", f"{path}:{options}"]
     if host.get("bare"):
         words += ["--restart", "unless-stopped"]  # so a host that reboots comes back
-    words += [tag, "/usr/local/lib/lab/init", *init_words]
+    words += [tag, *init_words]
     docker(*words)
     docker(
         "cp",
         "--archive",
         "-",
         f"{box}:/",
-        stdin=image.archive(_files(name, host)),
+        stdin=image.archive({**_files(name, host), "/usr/local/lib/lab/init-v2": (INIT_V2, 0o755)}),
     )
     docker("start", box)
     booted(box)
@@ -240,6 +276,8 @@ def _boot(name, hosts, tags, cgroup):
     how = "the systemd hierarchy of cgroup v1 shared with this machine"
     if cgroup == 2:
         how = "a private cgroup v2 namespace, remounted writable"
+    elif any(host["cgroup"] == 2 for host in hosts):
+        how += "; " + ", ".join(host["name"] for host in hosts if host["cgroup"] == 2) + " with a branch of cgroup v2, without controllers"
     what = f"Booting {', '.join(host['name'] for host in hosts)} in lab {name}, with {how}"
     with step(what, "2-4 s a host"), concurrent.futures.ThreadPoolExecutor(max_workers=4) as pool:
         jobs = [pool.submit(_start_host, name, host, tags[host["image"]], cgroup) for host in hosts]
@@ -310,7 +348,10 @@ def down(name):
     if engine.answers():
         boxes = docker("ps", "--all", "--quiet", "--filter", f"label=gpufleet.lab={name}").stdout.split()
         if boxes:
+            names_of = docker("ps", "--all", "--format", "{{.Names}}", "--filter", f"label=gpufleet.lab={name}").stdout.split()
             docker("rm", "--force", "--volumes", *boxes)
+            for box in names_of:
+                _forget_branch(box)
             gone.append(f"{len(boxes)} containers")
         if docker("network", "inspect", network(name), check=False).returncode == 0:
             docker("network", "rm", network(name))

@@ -5,8 +5,9 @@
 
 A server that starts before the driver's devices are there, or against a driver that was
 upgraded and not reloaded, serves from the CPU until its next restart and says nothing of it
-(llama.cpp issue 27923). Exit 0 once the devices exist and NVML counts a GPU; else 1, with the
-reason on standard error, after the seconds given as the only argument.
+(llama.cpp issue 27923). So it does against a driver that is older than its CUDA libraries take.
+Exit 0 once the devices exist and NVML counts a GPU; else 1, with the reason on standard error,
+after the seconds given first. The second argument is the oldest driver branch that serves, 0 for any.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ REASONS = {
 }
 
 
-def problem():
-    """None once a GPU can be used, else what stands in the way."""
+def problem(oldest=0):
+    """None once a GPU can be used with a driver of branch `oldest` or newer, else what stands in the way."""
     missing = [path for path in DEVICES if not os.path.exists(path)]
     if missing:
         return f"{', '.join(missing)} missing: is the driver loaded, and nvidia_uvm with it?"
@@ -38,18 +39,26 @@ def problem():
     code = nvml.nvmlInit_v2()
     if code:
         return f"NVML answers {code}: {REASONS.get(code, 'see `nvidia-smi`')}"
+    version = ctypes.create_string_buffer(80)  # NVML_SYSTEM_DRIVER_VERSION_BUFFER_SIZE of nvml.h
+    nvml.nvmlSystemGetDriverVersion(version, len(version))
     count = ctypes.c_uint(0)
     code = nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
     nvml.nvmlShutdown()
+    branch = version.value.decode("ascii", "replace").partition(".")[0]
+    if branch.isdigit() and int(branch) < oldest:
+        return (
+            f"the driver is {version.value.decode('ascii', 'replace')}, and this release of Ollama takes {oldest} or newer: "
+            "upgrade the driver, or set ollama_version below 0.30"
+        )
     if code or not count.value:
         return f"NVML counts no GPU (answer {code})"
     return None
 
 
-def main(seconds):
+def main(seconds, oldest=0):
     end = time.monotonic() + seconds
     while True:
-        found = problem()
+        found = problem(oldest)
         if found is None:
             return 0
         if time.monotonic() >= end:
@@ -59,4 +68,4 @@ def main(seconds):
 
 
 if __name__ == "__main__":
-    sys.exit(main(float(sys.argv[1])))
+    sys.exit(main(float(sys.argv[1]), int(sys.argv[2])))

@@ -200,12 +200,19 @@ def test_an_image_of_another_system_is_refused(monkeypatch):
 
 def test_cgroup_v1_is_offered_only_to_a_systemd_that_takes_it():
     """256 and 257 want a word for it, 258 and later have it no more."""
-    assert fleet._cgroup_words(1, "debian12")[1] == []
-    assert fleet._cgroup_words(1, "ubuntu2404")[1] == []
-    assert fleet._cgroup_words(1, "debian13")[1] == ["SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1"]
+    init = "/usr/local/lib/lab/init"
+    assert fleet._cgroup_words(1, "debian12")[1] == [init]
+    assert fleet._cgroup_words(1, "ubuntu2404")[1] == [init]
+    assert fleet._cgroup_words(1, "debian13")[1] == [init, "SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1"]
     with pytest.raises(LabError, match="cgroup v2"):
         fleet._cgroup_words(1, "ubuntu2604")
-    assert fleet._cgroup_words(2, "ubuntu2604") == (["--cgroupns", "private"], [])
+    assert fleet._cgroup_words(2, "ubuntu2604") == (["--cgroupns", "private"], [init])
+
+
+def test_a_host_may_have_cgroup_v2_where_the_machine_has_v1():
+    """On a machine with v2 it is a host like any other."""
+    assert fleet._cgroup_words(1, "ubuntu2604", 2) == ([], ["/usr/local/lib/lab/init-v2"])
+    assert fleet._cgroup_words(2, "debian13", 2) == fleet._cgroup_words(2, "debian13")
 
 
 def test_the_scenario_leaves_open_webui_out_where_its_python_is_missing():
@@ -289,7 +296,8 @@ def test_a_host_that_is_not_understood_is_refused(hosts, said):
 
 def test_hosts_get_their_defaults():
     """null counts as not said: Molecule's inventory hands it on."""
-    assert fleet.check_hosts([{"name": "a", "image": None, "card": None}]) == [{"name": "a", "image": "debian12", "card": None, "tmpfs": {}, "front": None}]
+    (host,) = fleet.check_hosts([{"name": "a", "image": None, "card": None}])
+    assert host == {"name": "a", "image": "debian12", "card": None, "tmpfs": {}, "front": None, "cgroup": None}
     assert fleet.parse_host("a:debian13:small.json") == {"name": "a", "image": "debian13", "card": "small.json"}
 
 

@@ -51,10 +51,11 @@ def test_what_would_be_misread_is_refused(extra, words):
         assert word in str(caught.value)
 
 
-def test_credentials_do_not_stand_in_the_refusal_itself():
+@pytest.mark.parametrize("value", ["http://me:secret@proxy:3128", "me:secret@proxy:3128", "http://me:se/secret@proxy", "socks5://me@secret@proxy"])
+def test_credentials_do_not_stand_in_the_refusal_itself(value):
     with pytest.raises(_ollama_env.EnvError) as caught:
-        _ollama_env.render({}, {"https_proxy": "http://me:secret@proxy:3128"})
-    assert "secret" not in str(caught.value)
+        _ollama_env.render({}, {"https_proxy": value})
+    assert "credentials" in str(caught.value) and "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
