@@ -212,13 +212,20 @@ def write_text(path, text):
     os.replace(path + ".new", path)
 
 
-def main(argv, environ=os.environ, now=time.time):
+def _say(text, stream):
+    """One line to the journal or the terminal, at once."""
+    stream.write(f"{text}\n")
+    stream.flush()
+
+
+def main(argv, environ=None, now=time.time):
     """The command line: nothing, or --dry-run; returns the exit status."""
+    environ = os.environ if environ is None else environ
     words = list(argv)
     path = words[1] if words[:1] == ["--config"] and len(words) > 1 else CONFIG_PATH
     words = words[2:] if words[:1] == ["--config"] else words
     if words not in ([], ["--dry-run"]):
-        print("usage: open-webui-retention [--config FILE] [--dry-run]", file=sys.stderr)
+        _say("usage: open-webui-retention [--config FILE] [--dry-run]", sys.stderr)
         return 2
     counts, config, totals, away = None, None, None, False
     try:
@@ -231,11 +238,11 @@ def main(argv, environ=os.environ, now=time.time):
         if not (email and password):
             raise RetentionError("WEBUI_ADMIN_EMAIL and WEBUI_ADMIN_PASSWORD are not in the environment; start it as open-webui-retention.service.")
         client.token = _open_webui.sign_in(client, email, password)["token"]
-        counts = run(client, config, now(), lambda told: print(json.dumps(told), flush=True))
+        counts = run(client, config, now(), lambda told: _say(json.dumps(told), sys.stdout))
     except (RetentionError, _open_webui.OpenWebuiError, OSError) as error:
         # While the page is being restarted there is nothing to do; that it is down is its own unit's to say.
         away = getattr(error, "status", 0) is None
-        print(f"<{4 if away else 3}>{error}" if environ.get("JOURNAL_STREAM") else f"open-webui-retention: {error}", file=sys.stderr)
+        _say(f"<{4 if away else 3}>{error}" if environ.get("JOURNAL_STREAM") else f"open-webui-retention: {error}", sys.stderr)
     if totals is not None:
         done = counts is not None and not config["dry_run"]
         totals["runs"] += 1
@@ -245,8 +252,8 @@ def main(argv, environ=os.environ, now=time.time):
         try:
             keep_books(config, totals, counts, now())
         except OSError as error:
-            print(f"The books in {config['state_dir']} could not be written ({error}).", file=sys.stderr)
+            _say(f"The books in {config['state_dir']} could not be written ({error}).", sys.stderr)
             return 1
     if counts is not None and (counts["chats"] or words):
-        print(json.dumps({"done": counts, "dry_run": config["dry_run"]}), flush=True)
+        _say(json.dumps({"done": counts, "dry_run": config["dry_run"]}), sys.stdout)
     return 0 if counts is not None or away else 1

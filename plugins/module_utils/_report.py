@@ -180,8 +180,8 @@ def markdown(document):
 
 
 def _md_table(head, rows):
-    line = lambda cells: "| " + " | ".join(_md(cell) for cell in cells) + " |"  # noqa: E731
-    return [line(head), "|" + "---|" * len(head), *(line(row) for row in rows)]
+    lines = ["| " + " | ".join(_md(cell) for cell in cells) + " |" for cells in [head, *rows]]
+    return [lines[0], "|" + "---|" * len(head), *lines[1:]]
 
 
 def _md(text):
@@ -324,7 +324,7 @@ def plots(document):
 def _panels(one):
     curves, seen = one["curves"] or {}, one["figures"]
     duration = seen["duration_s"]
-    unit, width = next((unit, width) for limit, unit, width in ((180, "s", 1), (10800, "min", 60), (float("inf"), "h", 3600)) if duration <= limit)
+    unit, width = ("s", 1) if duration <= 180 else ("min", 60) if duration <= 10800 else ("h", 3600)
 
     def line(axes, name, colour=COLOURS["line"], factor=1.0, dots=False, label=None):
         points = curves[name]

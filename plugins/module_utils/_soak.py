@@ -79,7 +79,8 @@ class Book:
                 self._progress.write(line + "\n")
                 self._progress.flush()
                 if self._out:
-                    print(line, file=self._out, flush=True)
+                    self._out.write(line + "\n")
+                    self._out.flush()
 
     def close(self):
         """No line after this one."""
@@ -509,7 +510,7 @@ def main(argv):
         if not config["model"] or config["target"] not in _soak_client.PATHS:
             raise _soak_load.LoadError("A model (named, or in a serving plan) and a target of ollama, openai or open_webui were wanted.")
     except (OSError, ValueError, KeyError, IndexError, TypeError, _soak_load.LoadError) as error:
-        print(f"{folder}/config.json cannot be worked with: {error}", file=sys.stderr)
+        sys.stderr.write(f"{folder}/config.json cannot be worked with: {error}\n")
         return 2
     reason = run(config, folder, sys.stdout, stop=stop)
     return {"done": 0, "stopped": 3}.get(reason, 1)

@@ -44,7 +44,9 @@ EXAMPLES = r"""
 
 RETURN = r"""
 verified:
-  description: C(host), C(verdict) (C(pass) or C(fail)), C(verdicts) with C(name), C(state), C(found), C(wanted) and C(text), C(facts), and C(digests) of the models.
+  description:
+    - C(host), C(verdict) (C(pass) or C(fail)), C(verdicts) with C(name), C(state), C(found), C(wanted) and C(text), C(facts), and C(digests)
+      of the models.
   type: dict
   returned: always
   sample:

@@ -61,7 +61,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def handle_any(self):
         state = self.server.state
         body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "null")
-        path, _, query = self.path.partition("?")
+        path, _mark, query = self.path.partition("?")
         self.query = dict(urllib.parse.parse_qsl(query))
         state.calls.append((self.command, path))
         if path == "/ready":

@@ -177,7 +177,7 @@ def test_user_do_repeat_change_absent_repeat(call, server):
     assert made["changed"] and state.users[-1]["email"] == "eva@example.org" and "a-password-of-eva" not in json.dumps(made)
     state.calls.clear()
     again = call(open_webui_user, **options)
-    assert not again["changed"] and not state.writes and not [path for _, path in state.calls if "signin" in path]
+    assert not again["changed"] and not state.writes and not [path for _method, path in state.calls if "signin" in path]
 
     state.users[-1]["role"] = "admin"
     drift = call(open_webui_user, **options)
