@@ -242,6 +242,7 @@ def test_a_websocket_of_the_page(gateway, page):
         handler.wfile.flush()
         for _echo in range(2):
             handler.wfile.write(handler.connection.recv(100))
+            handler.wfile.flush()
         handler.close_connection = True
         return True
 
