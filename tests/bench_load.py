@@ -72,7 +72,7 @@ def ask(port, path, body=None, timeout=300):
 def cards(prefix, count, mib):
     """LLAMA_ARG_RPC of one rpc process that shows so many cards of that size: one library, over which a model can be split."""
     port = free_port()
-    environment = {**os.environ, "LAB_CARD_MIB": str(mib), "LD_PRELOAD": str(prefix / "lab/libcard_shim.so")}
+    environment = {**os.environ, "LAB_CARD_MIB": str(mib), "LD_PRELOAD": bench_plan.shim()}
     words = [prefix / "lab/ggml-rpc-server", "-H", "127.0.0.1", "-p", str(port), "-d", ",".join(["CPU"] * count), "-t", str(os.cpu_count() or 1)]
     with subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:

@@ -73,13 +73,18 @@ def engine_folder():
     return max(found, key=lambda one: [int(part) for part in one.parents[2].name.split(".") if part.isdigit()]).parent
 
 
+def shim():
+    """Path of the library that makes a card of an rpc server."""
+    return subprocess.run([REPO / "molecule/lab/real/build", "--shim"], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+
+
 @contextlib.contextmanager
 def simulated_card(prefix, mib=CARD_MIB):
     """A card of the lab: the address of an rpc server that claims so much memory."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = {**os.environ, "LAB_CARD_MIB": str(mib), "LD_PRELOAD": str(prefix / "lab/libcard_shim.so")}
+    environment = {**os.environ, "LAB_CARD_MIB": str(mib), "LD_PRELOAD": shim()}
     server = subprocess.Popen(
         [prefix / "lab/ggml-rpc-server", "-H", "127.0.0.1", "-p", str(port)], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )

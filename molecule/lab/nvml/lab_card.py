@@ -8,8 +8,8 @@ A process holds VRAM of the card in one of two ways:
 
 * it maps /dev/zero privately (as the stand-in server does): the mapping's length is the VRAM. The mapping's offset
   in pages is the card's number; 0, the usual, is the first card with room;
-* it is a `llama-server` that computes on `ggml-rpc-server` processes (the real server): the resident memory of the
-  N-th of these, by port, is the VRAM of card N, shared out over the llama-server processes.
+* it is a `llama-server` that computes on lab-gpu.service (the real server): the ledger of that service says how much
+  each connection has allocated on each card (molecule/lab/real/card_shim.c), and the process at the other end holds it.
 
 Hardware and faults are /etc/nvml-sim/card.json; `lab_card.py set …` changes it and waits until it shows. Where it names a
 `kernel`, a folder, the loaded driver is what sys/module/nvidia/version below it says, as molecule/lab/driver leaves it there;
@@ -39,6 +39,7 @@ import os
 import re
 import signal
 import socket
+import struct
 import sys
 import time
 import uuid
@@ -46,6 +47,8 @@ import uuid
 CARD = os.environ.get("NVML_SIM_CARD_FILE", "/etc/nvml-sim/card.json")
 STATE = os.environ.get("NVML_SIM_STATE", "/run/nvml-sim/state")
 PERSISTENCE = "/run/nvidia-persistenced/lab"
+LEDGER = os.environ.get("LAB_CARD_LEDGER", "/run/lab-gpu/ledger")
+LEDGER_ENTRY = struct.Struct("=ii8q")  # struct client of card_shim.c: pid, port, bytes on each card
 PERIOD_S = 0.25
 MIB = 1024 * 1024
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -142,10 +145,10 @@ def check_fault(key, value):
 
 
 def parse_stat(text):
-    """``(comm, start ticks, virtual bytes, resident pages)`` of a /proc/PID/stat."""
+    """``(comm, start ticks, virtual bytes)`` of a /proc/PID/stat."""
     head, _bracket, tail = text.rpartition(")")
     fields = tail.split()
-    return head.partition("(")[2], int(fields[19]), int(fields[20]), int(fields[21])
+    return head.partition("(")[2], int(fields[19]), int(fields[20])
 
 
 def parse_maps(text):
@@ -182,28 +185,23 @@ def place(mappings, cards, before):
     return placed
 
 
-def share_out(total, shares, runners):
-    """``{runner: MiB}`` adding up to ``total``: growth is the youngest runner's, shrinking hits all alike.
-
-    ``shares`` is the previous answer; ``runners`` are the living, oldest first.
-    """
-    if not runners:
-        return {}
-    kept = {runner: shares.get(runner, 0) for runner in runners}
-    had = sum(kept.values())
-    if total >= had:
-        kept[runners[-1]] += total - had
-        return kept
-    return {runner: mib * total // had for runner, mib in kept.items()}
+def parse_ledger(raw):
+    """``[(pid, port, [MiB a card])]`` of the connections that hold something."""
+    whole = raw[: len(raw) - len(raw) % LEDGER_ENTRY.size]
+    return [(pid, port, [size // MIB for size in held]) for pid, port, *held in LEDGER_ENTRY.iter_unpack(whole) if pid and any(held)]
 
 
-def one_a_port(rpc):
-    """``[(port, key, MiB)]`` by port: a card (molecule/lab/real/card_shim.c) is one listening process and one more a client."""
-    cards = {}
-    for port, key, mib in sorted(rpc):
-        first, before = cards.get(port, (key, 0))
-        cards[port] = (first, before + mib)
-    return [(port, key, mib) for port, (key, mib) in sorted(cards.items())]
+def other_end(port, pids, proc="/proc"):
+    """The one of ``pids`` that has a connection from this port of 127.0.0.1, or None."""
+    near = f"0100007F:{port:04X}"
+    sockets = {f"socket:[{fields[9]}]" for fields in map(str.split, slurp(f"{proc}/net/tcp").splitlines()) if len(fields) > 9 and fields[1] == near}
+    for pid in pids:
+        try:
+            if any(os.readlink(f"{proc}/{pid}/fd/{name}") in sockets for name in os.listdir(f"{proc}/{pid}/fd")):
+                return pid
+        except OSError:
+            continue  # it ended while we looked
+    return None
 
 
 def read_maps(folder):
@@ -240,32 +238,49 @@ def slurp(path):
 class Watcher:
     """Remembers of each process what it held when its size last changed, so that a look costs one read a process."""
 
-    def __init__(self, proc="/proc"):
-        self.proc = proc
+    def __init__(self, proc="/proc", ledger=LEDGER):
+        self.proc, self.ledger = proc, ledger
         self.known = {}  # (pid, start) -> (virtual bytes, [(address, MiB, card)])
         self.placed = {}
-        self.shares = {}  # card -> {(pid, start): MiB}
-        self.rpc_ports = {}
+        self.owners = {}  # (pid, start) that serves a connection -> (pid, start) at its other end
 
     def look(self, cards):
         """Per card of ``cards`` (usable MiB each) a list of ``(pid, MiB)`` and the MiB used without a process."""
-        alive, rpc, runners = {}, [], []
+        alive, rpc, runners = {}, {}, {}
         for entry in os.listdir(self.proc):
             if not entry.isdigit():
                 continue
             try:
-                comm, start, size, resident = parse_stat(slurp(f"{self.proc}/{entry}/stat"))
+                comm, start, size = parse_stat(slurp(f"{self.proc}/{entry}/stat"))
             except (OSError, ValueError, IndexError):
                 continue  # it ended while we looked
             key = (int(entry), start)
-            if comm == RPC_SERVER:
-                rpc.append((self._rpc_port(key), key, resident * PAGE // MIB))
             alive[key] = self._held(key, size)
-            if comm == RUNNER and not alive[key][1]:
-                runners.append(key)
+            if comm == RPC_SERVER and size:  # a zombie has no memory left
+                rpc[int(entry)] = key
+            elif comm == RUNNER:
+                runners[int(entry)] = key
         self.known = alive
-        self.rpc_ports = {key: port for key, port in self.rpc_ports.items() if key in alive}
-        return self._tally(cards, one_a_port(rpc), sorted(runners, key=lambda key: (key[1], key[0])))
+        return self._tally(cards, self._connections(rpc, runners))
+
+    def _connections(self, rpc, runners):
+        """``[(pid or None, [MiB a card])]``: who holds what by a connection to the service that is the real server's cards."""
+        try:
+            with open(self.ledger, "rb") as handle:
+                entries = parse_ledger(handle.read())
+        except OSError:
+            return []
+        self.owners = {server: owner for server, owner in self.owners.items() if rpc.get(server[0]) == server and runners.get(owner[0]) == owner}
+        held = []
+        for pid, port, mibs in entries:
+            if pid not in rpc:
+                continue
+            if rpc[pid] not in self.owners:
+                owner = other_end(port, runners, self.proc)
+                if owner:
+                    self.owners[rpc[pid]] = runners[owner]
+            held.append((self.owners.get(rpc[pid], (None,))[0], mibs))
+        return held
 
     def _held(self, key, size):
         before = self.known.get(key)
@@ -274,31 +289,19 @@ class Watcher:
         text = read_maps(f"{self.proc}/{key[0]}")
         return size, parse_maps(text) if text and "/dev/zero" in text else []
 
-    def _rpc_port(self, key):
-        if key not in self.rpc_ports:
-            try:
-                with open(f"{self.proc}/{key[0]}/cmdline", "rb") as handle:
-                    words = handle.read().decode("utf-8", "replace").split("\0")
-            except OSError:
-                words = []
-            ports = [int(value) for flag, value in zip(words, words[1:]) if flag in ("-p", "--port") and value.isdigit()]
-            self.rpc_ports[key] = (ports or [50052])[0]
-        return self.rpc_ports[key]
-
-    def _tally(self, cards, rpc, runners):
+    def _tally(self, cards, connections):
         holders = [{} for _card in cards]
         ownerless = [0 for _card in cards]
         mappings = {(key, address): (mib, card) for key, (_size, held) in self.known.items() for address, mib, card in held}
         self.placed = place(mappings, cards, {k: c for k, c in self.placed.items() if c < len(cards)})
         for (key, address), card in self.placed.items():
             holders[card][key[0]] = holders[card].get(key[0], 0) + mappings[(key, address)][0]
-        for card, (_port, _key, mib) in enumerate(rpc[: len(cards)]):
-            self.shares[card] = share_out(mib, self.shares.get(card, {}), runners)
-            for (pid, _start), share in self.shares[card].items():
-                if share:
-                    holders[card][pid] = holders[card].get(pid, 0) + share
-            if not runners:
-                ownerless[card] += mib
+        for pid, mibs in connections:
+            for card, mib in enumerate(mibs[: len(cards)]):
+                if pid is None:
+                    ownerless[card] += mib
+                elif mib:
+                    holders[card][pid] = holders[card].get(pid, 0) + mib
         return [(sorted(held.items()), rest) for held, rest in zip(holders, ownerless)]
 
 

@@ -9,14 +9,13 @@ import importlib.util
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 REPO = pathlib.Path(__file__).resolve().parents[3]
 SCRIPT = REPO / "molecule/lab/nvml/lab_card.py"
@@ -59,25 +58,6 @@ def test_a_mapping_takes_the_first_card_with_room_and_stays_there():
     assert lab_card.place({"d": (99999, 0)}, cards, {}) == {"d": 0}
     assert lab_card.place({"e": (1, 7)}, cards, {}) == {"e": 1}
     assert lab_card.place({"f": (1, 0)}, [], {}) == {}
-
-
-def test_rpc_memory_is_shared_out_by_growth():
-    shares = lab_card.share_out(1000, {}, ["old"])
-    assert shares == {"old": 1000}
-    shares = lab_card.share_out(1600, shares, ["old", "young"])
-    assert shares == {"old": 1000, "young": 600}
-    assert lab_card.share_out(600, shares, ["young"]) == {"young": 600}
-    assert lab_card.share_out(800, shares, ["old", "young"]) == {"old": 500, "young": 300}
-    assert lab_card.share_out(800, shares, []) == {}
-
-
-@given(st.lists(st.integers(0, 30000), max_size=12))
-def test_shares_never_add_up_to_more_than_there_is(totals):
-    shares = {}
-    for total in totals:
-        shares = lab_card.share_out(total, shares, ["old", "young"])
-        assert total - 2 <= sum(shares.values()) <= total
-        assert min(shares.values()) >= 0
 
 
 @pytest.mark.parametrize(
@@ -212,25 +192,46 @@ def test_what_a_process_holds_is_read_again_when_its_size_changes(tmp_path):
     assert watcher.look([24210]) == [([], 0)]
 
 
-def test_rpc_servers_are_cards(tmp_path):
-    """A /proc of two rpc servers, started in the other order than their ports, and two runners."""
+def test_what_connections_hold_is_shown_at_their_other_end(tmp_path):
+    """A /proc of a card service with three connections, two runners and somebody else; the ledger is the service's own."""
+    proc, ledger = tmp_path / "proc", tmp_path / "ledger"
 
-    def process(pid, comm, start, resident_mib, words=()):
-        folder = tmp_path / str(pid)
-        folder.mkdir(exist_ok=True)
-        pages = resident_mib * lab_card.MIB // lab_card.PAGE
-        fields = ["S", *["0"] * 18, str(start), "1000", str(pages)]
-        (folder / "stat").write_text(f"{pid} ({comm}) {' '.join(fields)} 0 0\n")
-        (folder / "cmdline").write_bytes(b"\0".join(word.encode() for word in (comm, *words)) + b"\0")
+    def process(pid, comm, start, size=1000, sockets=()):
+        folder = proc / str(pid)
+        shutil.rmtree(folder, ignore_errors=True)
+        (folder / "fd").mkdir(parents=True)
+        (folder / "stat").write_text(f"{pid} ({comm}) S {'0 ' * 18}{start} {size} 0 0\n")
         (folder / "maps").write_text("")
+        for number, inode in enumerate(sockets):
+            (folder / "fd" / str(number)).symlink_to(f"socket:[{inode}]")
 
-    process(10, "ggml-rpc-server", 5, 3000, ("-p", "50053"))
-    process(20, "ggml-rpc-server", 6, 1000, ("--host", "127.0.0.1", "-p", "50052"))
-    process(30, "bash", 7, 900)
-    watcher = lab_card.Watcher(str(tmp_path))
-    assert watcher.look([24210, 24210]) == [([], 1000), ([], 3000)]
-    process(40, "llama-server", 8, 200)
-    assert watcher.look([24210, 24210]) == [([(40, 1000)], 0), ([(40, 3000)], 0)]
-    process(50, "llama-server", 9, 200)
-    process(20, "ggml-rpc-server", 6, 1500, ("-p", "50052"))
-    assert watcher.look([24210, 24210]) == [([(40, 1000), (50, 500)], 0), ([(40, 3000)], 0)]
+    def connections(*entries):
+        raw = [lab_card.LEDGER_ENTRY.pack(pid, port, *(mib * lab_card.MIB for mib in held), *[0] * (8 - len(held))) for pid, port, held in entries]
+        ledger.write_bytes(b"".join(raw) + bytes(lab_card.LEDGER_ENTRY.size))
+
+    (proc / "net").mkdir(parents=True)
+    lines = ["  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode"]
+    for port, inode in ((40001, 901), (40002, 902), (40003, 903)):
+        lines.append(f"   0: 0100007F:{port:04X} 0100007F:C384 01 00000000:00000000 00:00000000 00000000  999        0 {inode} 1 0 20 4 30 10 -1")
+        lines.append(f"   1: 0100007F:C384 0100007F:{port:04X} 01 00000000:00000000 00:00000000 00000000 65534        0 {inode + 50} 1 0 20 4 30 10 -1")
+    (proc / "net/tcp").write_text("\n".join(lines) + "\n")
+    watcher, nobody = lab_card.Watcher(str(proc), str(ledger)), ([], 0)
+    assert watcher.look([24210, 24210]) == [nobody, nobody], "no ledger, no connections"
+    process(20, "ggml-rpc-server", 5)
+    process(21, "ggml-rpc-server", 11)
+    process(22, "ggml-rpc-server", 12)
+    process(40, "llama-server", 8, sockets=[7, 902])
+    process(50, "llama-server", 9, sockets=[901])
+    connections((21, 40001, (1000, 0)), (22, 40002, (300, 2000)))
+    assert watcher.look([24210, 24210]) == [([(40, 300), (50, 1000)], 0), ([(40, 2000)], 0)]
+    connections((21, 40001, (1500, 0)), (22, 40002, (300, 2000)))
+    assert watcher.look([24210]) == [([(40, 300), (50, 1500)], 0)], "a card that is not built in has no line"
+
+    process(50, "llama-server", 30, sockets=[])
+    assert watcher.look([24210, 24210]) == [([(40, 300)], 1500), ([(40, 2000)], 0)], "another process that got the pid"
+    process(22, "ggml-rpc-server", 12, size=0)
+    assert watcher.look([24210, 24210]) == [([], 1500), nobody], "a zombie holds nothing"
+    connections((21, 40001, (0, 0)))
+    assert watcher.look([24210, 24210]) == [nobody, nobody]
+    ledger.write_bytes(ledger.read_bytes() + b"half an entry")
+    assert watcher.look([24210, 24210]) == [nobody, nobody]

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+import io
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -21,9 +24,9 @@ import pytest
 REAL = Path(__file__).resolve().parents[3] / "molecule" / "lab" / "real"
 
 
-def program(name):
-    """Return an executable of molecule/lab/real as a module."""
-    loader = importlib.machinery.SourceFileLoader(f"lab_real_{name}", str(REAL / name))
+def program(name, folder=REAL):
+    """Return a program of the lab as a module."""
+    loader = importlib.machinery.SourceFileLoader(f"lab_real_{name}", str(folder / name))
     spec = importlib.util.spec_from_loader(loader.name, loader)
     module = importlib.util.module_from_spec(spec)
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
@@ -36,6 +39,7 @@ def program(name):
 
 build = program("build")
 place_card = program("place_card")
+lab_card = program("lab_card.py", REAL.parent / "nvml")
 
 
 @pytest.fixture(scope="module", name="shim")
@@ -43,9 +47,10 @@ def compiled_shim(tmp_path_factory):
     """Return the card's library, compiled."""
     if not (shutil.which("cc") or shutil.which("gcc")):
         pytest.skip("no C compiler on this machine")
-    folder = tmp_path_factory.mktemp("shim")
-    assert build.compile_shim(folder)
-    return folder / "libcard_shim.so"
+    root = tmp_path_factory.mktemp("shim")
+    path = build.shim(root)
+    assert build.shim(root) == path
+    return path
 
 
 # ---- the build --------------------------------------------------------------------------------------------------------
@@ -150,8 +155,8 @@ def memory_mib(shim, **env):
 def test_the_card_has_the_size_that_its_file_says(shim, tmp_path, text, wanted):
     env = {}
     if text is not None:
-        (tmp_path / "card").write_text(text, encoding="utf-8")
-        env["LAB_CARD_FILE"] = str(tmp_path / "card")
+        (tmp_path / "0").write_text(text, encoding="utf-8")
+        env["LAB_CARD_DIR"] = str(tmp_path)
     assert memory_mib(shim, **env) == wanted
 
 
@@ -192,7 +197,12 @@ while True:
 
 def test_clients_are_served_side_by_side_and_share_the_card(shim, tmp_path):
     """A stand-in for ggml-rpc-server that serves one connection after the other becomes, under the shim, a card with several clients."""
-    (tmp_path / "card").write_text("1000 0", encoding="utf-8")
+    (tmp_path / "cards").mkdir()
+    (tmp_path / "cards/0").write_text("1000 0", encoding="utf-8")
+
+    def held():
+        entries = lab_card.parse_ledger((tmp_path / "ledger").read_bytes())
+        return sorted((port, mibs[0]) for _pid, port, mibs in entries)
 
     def ask(client, text):
         client.sendall(text.encode())
@@ -204,7 +214,7 @@ def test_clients_are_served_side_by_side_and_share_the_card(shim, tmp_path):
         card = subprocess.Popen(
             [sys.executable, "-S", "-c", CLIENT, str(listener.fileno())],
             pass_fds=[listener.fileno()],
-            env=dict(os.environ, LD_PRELOAD=str(shim), LAB_CARD_FILE=str(tmp_path / "card")),
+            env=dict(os.environ, LD_PRELOAD=str(shim), LAB_CARD_DIR=str(tmp_path / "cards"), LAB_CARD_LEDGER=str(tmp_path / "ledger")),
         )
         try:
             with socket.create_connection(address, 10) as first:
@@ -215,7 +225,8 @@ def test_clients_are_served_side_by_side_and_share_the_card(shim, tmp_path):
                     assert ask(second, "700") != 0, "more than is free was given"
                     assert ask(second, "500") == 0
                     assert ask(first, "free") == 100
-                    (tmp_path / "card").write_text("2000 0", encoding="utf-8")
+                    assert held() == sorted([(first.getsockname()[1], 400), (second.getsockname()[1], 500)])
+                    (tmp_path / "cards/0").write_text("2000 0", encoding="utf-8")
                     assert ask(first, "free") == 1100
                 deadline = time.monotonic() + 10
                 while ask(first, "free") != 1600 and time.monotonic() < deadline:
@@ -233,41 +244,59 @@ def test_the_cards_of_a_host_are_what_nvml_shows():
 
 def test_the_bundle_of_a_host_is_the_same_for_the_same_files(tmp_path):
     folder, _entry = fake_build(tmp_path)
-    first, second = place_card.bundle(folder), place_card.bundle(folder)
+    shim = tmp_path / "shim.so"
+    shim.write_bytes(b"shim")
+    first, second = place_card.bundle(folder, shim), place_card.bundle(folder, shim)
     assert first == second
+    with tarfile.open(fileobj=io.BytesIO(first[0])) as tar:
+        assert {"opt/lab-gpu/ggml-rpc-server", "opt/lab-gpu/libcard_shim.so", "etc/systemd/system/lab-gpu.service"} <= set(tar.getnames())
     (folder / "lab/ggml-rpc-server").write_text("changed", encoding="utf-8")
-    assert place_card.bundle(folder)[1] != first[1]
+    assert place_card.bundle(folder, shim)[1] != first[1]
+    shim.write_bytes(b"another")
+    assert place_card.bundle(folder, shim)[1] != second[1]
+
+
+def built():
+    """Return the folders of the releases that are built here; skip where there is none."""
+    answer = subprocess.run([str(REAL / "build"), "--path", "all"], capture_output=True, text=True, check=False)
+    if answer.returncode:
+        pytest.skip("the real server is not built here (make real-server)")
+    return [Path(line) for line in answer.stdout.splitlines()]
 
 
 def test_the_real_server_is_what_it_says():
-    """Only where it is built: the binary calls itself by the table's version, the engine by its build, the card by its size."""
-    answer = subprocess.run([str(REAL / "build"), "--path"], capture_output=True, text=True, check=False)
-    if answer.returncode:
-        pytest.skip("the real server is not built here (make real-server)")
-    folder = Path(answer.stdout.splitlines()[0])
-    port = free_port()
-    version = subprocess.run(
-        [str(folder / "bin/ollama"), "--version"], capture_output=True, text=True, check=False, env=dict(os.environ, OLLAMA_HOST=f"127.0.0.1:{port}")
-    )
-    assert folder.name in version.stdout + version.stderr
-    card = subprocess.Popen(
-        [str(folder / "lab/ggml-rpc-server"), "-H", "127.0.0.1", "-p", str(port)],
-        env=dict(os.environ, LD_PRELOAD=str(folder / "lab/libcard_shim.so"), LAB_CARD_MIB="12345"),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        deadline, said = time.monotonic() + 15, ""
-        while "12345 MiB" not in said and time.monotonic() < deadline:
-            said = subprocess.run(
-                [str(folder / "lib/ollama/llama-server"), "--list-devices"],
-                env=dict(os.environ, LLAMA_ARG_RPC=f"127.0.0.1:{port}"),
-                capture_output=True,
-                text=True,
-                timeout=30,
-                check=False,
-            ).stdout
-        assert "RPC0" in said and "12345 MiB" in said
-    finally:
-        card.kill()
-        card.wait()
+    """Only where it is built: each binary calls itself by the table's version."""
+    for folder in built():
+        environment = dict(os.environ, OLLAMA_HOST=f"127.0.0.1:{free_port()}")
+        version = subprocess.run([str(folder / "bin/ollama"), "--version"], capture_output=True, text=True, check=False, env=environment)
+        assert folder.name in version.stdout + version.stderr
+
+
+def test_the_engine_sees_cards_of_the_sizes_that_they_have(shim, tmp_path):
+    """Only where it is built: two devices of one process are two cards, each with its own size."""
+    for number, mib in enumerate((3000, 12345)):
+        (tmp_path / str(number)).write_text(f"{mib} 0", encoding="utf-8")
+    for folder in built():
+        port = free_port()
+        card = subprocess.Popen(
+            [str(folder / "lab/ggml-rpc-server"), "-H", "127.0.0.1", "-p", str(port), "-d", "CPU,CPU"],
+            env=dict(os.environ, LD_PRELOAD=str(shim), LAB_CARD_DIR=str(tmp_path)),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            deadline, said = time.monotonic() + 15, ""
+            while "RPC1" not in said and time.monotonic() < deadline:
+                said = subprocess.run(
+                    [str(folder / "lib/ollama/llama-server"), "--list-devices"],
+                    env=dict(os.environ, LLAMA_ARG_RPC=f"127.0.0.1:{port}"),
+                    capture_output=True,
+                    text=True,
+                    timeout=30,
+                    check=False,
+                ).stdout
+            sizes = re.findall(r"(RPC\d): .*\((\d+) MiB, (\d+) MiB free\)", said)
+            assert sizes == [("RPC0", "3000", "3000"), ("RPC1", "12345", "12345")], said
+        finally:
+            card.kill()
+            card.wait()
