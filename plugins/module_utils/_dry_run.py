@@ -44,6 +44,9 @@ VARIANTS = ("cuda_v13", "cuda_v12")
 _SELF = r"\s*(?P<self>\d+)\s*=\s*(?P<model>\d+)\s*\+\s*(?P<context>\d+)\s*\+\s*(?P<compute>\d+)"
 _DEVICE = re.compile(r"\|\s+- (?P<name>\S+) \(.*\)\s*\|\s*(?P<total>\d+)\s*=\s*(?P<free>\d+)\s*\+\s*\(" + _SELF + r"\)\s*\+\s*-?\d+\s*\|")
 _HOST = re.compile(r"\|\s+- (?:Host|CPU\S*)\s*\|" + _SELF + r"\s*\|")
+# What Ollama adds where it gives a model one of several cards. The others it hides from CUDA; those of an RPC server cannot be hidden.
+ALONE = ["--split-mode", "none", "--main-gpu", "0"]
+
 _PROJECTED = re.compile(r"projected to use (\d+) MiB of device memory vs\. (\d+) MiB of free device memory")
 _FAILED = re.compile(r"(?:GGML_ASSERT|ggml[^\s:]*:\d+: fatal error|error loading model|failed to load model|exiting due to model)[^\n]*")
 
@@ -158,9 +161,10 @@ def _ask(engine, variant, path, wish, cards, num_batch):
     uuids = [card["uuid"] for card in cards if card.get("uuid")]
     if len(uuids) == len(cards) and uuids and "LLAMA_ARG_RPC" not in environment:
         environment.setdefault("CUDA_VISIBLE_DEVICES", ",".join(uuids))
-    if "LLAMA_ARG_RPC" in environment:
-        environment["LLAMA_ARG_RPC"] = ",".join(environment["LLAMA_ARG_RPC"].split(",")[: len(cards)])
-    text = _output([engine["server"], *flags(path, _free_port(), wish, num_batch)], environment, _identity(engine))
+    command = [engine["server"], *flags(path, _free_port(), wish, num_batch)]
+    if "LLAMA_ARG_RPC" in environment and len(cards) == 1:
+        command += ALONE
+    text = _output(command, environment, _identity(engine))
     answer = parse(text)
     if "refused" not in answer and len(answer["per_card_mib"]) != len(cards):
         return {"refused": f"the engine sees {len(answer['per_card_mib'])} GPUs where the plan has {len(cards)} for this model."}

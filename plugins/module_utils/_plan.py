@@ -253,7 +253,7 @@ def _entry(wish, cards, budgets, build, dry_run):
     formula = predict_on(wish, best, build)
     terms, method, dry, engine = formula, "formula", None, f"b{build}"
     per_card = {best["index"]: formula["total_mib"]} if best else {}
-    if len(cards) > 1 and formula["total_mib"] > budgets[best["index"]]:
+    if len(cards) > 1 and not _vram.stays_on_one(shape, wish["context"], wish["slots"], offers_mib(best)):
         batch = batch_of(wish, sum(offers_mib(card) for card in cards))
         shares = _vram.split(
             shape, wish["context"], wish["slots"], wish["kv_cache_type"], batch,

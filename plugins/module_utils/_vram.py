@@ -248,13 +248,26 @@ def effective_context(asked, trained, total_mib):
     return wanted, reason
 
 
+def rough_bytes(shape, context, slots):
+    """What Ollama takes a model for before it asks the engine (PredictServerVRAM of llm/llama_server.go): the file, and a cache of f16."""
+    width = shape["hidden"] // shape["heads"] if shape["heads"] else 0
+    return shape["file_bytes"] + 4 * shape["layers"] * max(shape["kv_heads"], 1) * width * context * slots
+
+
+def stays_on_one(shape, context, slots, free_mib):
+    """Whether Ollama keeps a model to one of several cards, the one with so much free memory (bestSingleGPUFit of server/sched.go, 0.32.15).
+
+    It does where its rough estimate is at most 80 % of that. Any other model is given all cards, also one that would fit.
+    """
+    return rough_bytes(shape, context, slots) <= free_mib * MIB * 80 // 100
+
+
 def automatic_batch(shape, context, slots, free_mib, flash_attention=True):
     """num_batch as Ollama chooses it (automaticGenerationBatch of server/sched.go), from its own rough estimate."""
     total_context = context * slots
     if not flash_attention:
         return 256 if total_context > 4096 and 0 < free_mib <= 8192 else 512
-    width = shape["hidden"] // shape["heads"] if shape["heads"] else 0
-    predicted = shape["file_bytes"] + 4 * shape["layers"] * max(shape["kv_heads"], 1) * width * total_context
+    predicted = rough_bytes(shape, context, slots)
     free = free_mib * MIB
     for batch, share, surcharge in ((2048, 0.60, 2048 * MIB), (1024, 0.75, 768 * MIB)):
         if total_context <= (32768 if batch == 2048 else 4096):

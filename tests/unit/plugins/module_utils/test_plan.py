@@ -94,7 +94,7 @@ def test_two_models_at_once_and_one_after_the_other():
     made = plan(wish(), small, max_loaded_models=2)
     assert made["fits"] is False and "loaded together, need" in made["errors"][0]
     assert made["suggestions"][0]["change"] == "ollama_max_loaded_models=1"
-    two = plan(wish(), small, max_loaded_models=2, gpus=[RTX_4090, RTX_4090])
+    two = plan(wish("qwen3-14b-q4_K_M", name="other"), small, max_loaded_models=2, gpus=[RTX_4090, RTX_4090])
     assert two["fits"] is True and sorted(entry["gpu"] for entry in two["models"]) == [[0], [1]]
 
 
@@ -104,6 +104,26 @@ def test_a_model_larger_than_a_card_is_split():
     assert made["fits"] is True and entry["gpu"] == [0, 1] and entry["context_mib"] == 2 * 457
     assert abs(sum(entry["per_gpu_mib"].values()) - entry["total_mib"]) <= 2
     assert [card["planned_mib"] for card in made["gpus"]] == list(entry["per_gpu_mib"].values())
+
+
+def test_a_model_that_would_fit_one_card_is_dealt_out_where_ollama_does_so():
+    """q8_0 with 40,960 tokens takes 20,516 MiB with its context: one card has room, but Ollama's rough estimate is above 80 % of it."""
+    one, two = plan(wish()), plan(wish(), gpus=[RTX_4090, RTX_4090])
+    assert one["fits"] is True and one["models"][0]["gpu"] == [0]
+    assert two["fits"] is True and two["models"][0]["gpu"] == [0, 1]
+    assert two["models"][0]["total_mib"] > one["models"][0]["total_mib"]
+    assert plan(wish(num_ctx=8192), gpus=[RTX_4090, RTX_4090])["models"][0]["gpu"] == [0]
+    # The card with the most room counts.
+    assert plan(wish(num_ctx=8192), gpus=[{**RTX_4090, "used_mib": 9000}, RTX_4090])["models"][0]["gpu"] == [1]
+    assert plan(wish(num_ctx=8192), gpus=[{**RTX_4090, "used_mib": 9000}] * 2)["models"][0]["gpu"] == [0, 1]
+
+
+def test_the_rough_estimate_is_ollamas():
+    """predicted of PredictServerVRAM for 14B q4_K_M, 40,960 tokens: file bytes + 2 * 40 layers * 8 heads * 128 * 40,960 * 2."""
+    shape = _vram.describe(wish("qwen3-14b-q4_K_M")["header"])
+    assert _vram.rough_bytes(shape, 40960, 1) == shape["file_bytes"] + 6_710_886_400
+    limit = _vram.rough_bytes(shape, 40960, 1) * 5 // 4 // 1048576
+    assert _vram.stays_on_one(shape, 40960, 1, limit + 1) and not _vram.stays_on_one(shape, 40960, 1, limit - 1)
 
 
 def test_a_host_without_cards_is_held_against_nothing():
