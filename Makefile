@@ -48,9 +48,10 @@ demo: setup ## Build a throw-away GPU host and converge it with site.yml
 demo-down: ## Remove the throw-away host and all that belongs to it
 	@tools/demo down
 
+RELEASES ?=
 .PHONY: real-server
-real-server: ## Build the real Ollama server for the lab, by name from the package registries (about 17 min, once)
-	@$(PYTHON) molecule/lab/real/build
+real-server: ## Build the real Ollama server for the lab, by name from the package registries (about 17 min, once); RELEASES=all for the one to upgrade from too
+	@$(PYTHON) molecule/lab/real/build $(RELEASES)
 
 # --- Tests ---
 
