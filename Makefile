@@ -60,7 +60,7 @@ test: setup ## Every test that a change has to pass
 	@tools/test all
 
 .PHONY: test-fast
-test-fast: setup ## Lint and unit tests, for the inner loop
+test-fast: setup ## Lint of what has changed and the unit tests but the slow ones, for the inner loop: under a minute
 	@tools/test fast
 
 .PHONY: test-full

@@ -125,6 +125,7 @@ def repositories(tmp_path_factory):
     return pathlib.Path(folder), fingerprint
 
 
+@pytest.mark.slow
 def test_the_repositories_have_what_the_tables_name(repositories):
     import yaml
 

@@ -64,6 +64,7 @@ def test_quoted_text_comes_back(text):
     assert plain.encode("ascii").decode("unicode_escape") == text
 
 
+@pytest.mark.slow
 @given(
     st.recursive(
         st.none() | st.booleans() | st.text(max_size=8) | st.integers(-(2**53), 2**53),

@@ -168,6 +168,7 @@ CACHE = pathlib.Path(os.environ.get("GPUFLEET_CACHE", "~/.cache/gpufleet")).expa
 ENGINES = sorted(path.parents[1] for path in CACHE.glob("real/*/lab/ggml-rpc-server"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not ENGINES, reason="needs make real-server")
 @pytest.mark.parametrize("release", ENGINES, ids=lambda path: path.name)
 @pytest.mark.parametrize("cards", [1, 2])

@@ -424,7 +424,8 @@ def holder(pid=4_100_000, mib=9000, comm="ollama"):
 
 
 @pytest.fixture
-def config(tmp_path, server):
+def config(tmp_path, server, monkeypatch):
+    monkeypatch.setattr(_guard, "DRAIN_LOOK_S", 0)  # one look: how often it looks has its own test
     Handler.answers = {"/api/version": (200, b'{"version":"0.32.15"}'), "/api/ps": (200, b'{"models":[]}')}
     return _guard.load_config(write_config(tmp_path, port=server, metrics=True))
 
@@ -458,6 +459,7 @@ def test_an_hour_later_it_is_said_again(config):
     assert line
 
 
+@pytest.mark.slow
 def test_a_day_of_ticks_leaves_no_growing_file(config, tmp_path):
     sizes = []
     for number in range(200):

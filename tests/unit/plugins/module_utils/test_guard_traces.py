@@ -73,6 +73,7 @@ def test_quiet_when_the_fault_has_ended(name):
     assert {one["action"] for one in last} == {"none"}, last
 
 
+@pytest.mark.slow
 def test_the_page_has_the_tables_of_now():
     page = player.PAGE.read_text(encoding="utf-8")
     assert player.filled(page) == page, "run python tests/guard_traces.py --write"

@@ -359,6 +359,7 @@ ENTRIES = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(
     max_examples=int(os.environ.get("GPUFLEET_EXAMPLES", "15")),
     deadline=None,
@@ -559,6 +560,7 @@ def test_a_server_killed_in_the_middle_is_no_success():
 # --- what a second run heals ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_off_is_completed_by_the_next(tmp_path, monkeypatch):
     path = tiny_gguf(tmp_path / "m.gguf")
     entry = {"name": "cut", "gguf": path, "system": "x"}
