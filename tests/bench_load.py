@@ -8,7 +8,7 @@ For each setting: gpu_capacity plans the file by formula and by dry run, as an o
 server loads the same file with the same settings on a simulated card, and its size_vram is read. Exits 1 where size_vram
 is not the dry run's figure to 1 MiB, or where the plan and the server chose other cards. Writes docs/plan_load.{md,json}.
 
-Needs the real server (`make real-server`). About three minutes. No card, no network: loopback only.
+Needs the real server (`make real-server`). About four minutes. No card, no network: loopback only.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ import tempfile
 import time
 
 REPO = pathlib.Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(REPO / "tests"), str(REPO / "molecule/lab/real"), str(REPO / "molecule/lab/services")]
+sys.path[:0] = [str(REPO / "tests"), str(REPO / "molecule/lab/real"), str(REPO / "molecule/lab/services"), str(REPO / "molecule/lab/nvml")]
 
 import bench_plan  # noqa: E402
+import lab_card  # noqa: E402
 import make_mirror  # noqa: E402
 
 USABLE_4090_MIB = 24564 - 354
@@ -40,7 +41,9 @@ SETTINGS = (
     {"shape": "qwen3-14b-q8_0", "layers": 4, "num_ctx": 16384, "kv": "q4_0", "slots": 1, "flash": True, "batch": 1024},
     {"shape": "qwen3-14b-q4_K_M-library", "layers": 2, "num_ctx": 32768, "kv": "q8_0", "slots": 4, "flash": True, "batch": 512},
     {"shape": "qwen3-14b-q4_K_M", "layers": 2, "num_ctx": 4096, "kv": "f16", "slots": 1, "flash": False, "batch": 512},
-    # Larger than one such card, so dealt out over two.
+    # Two cards: one that fits stays on one; one that would fit, but not by Ollama's rough estimate, is dealt out; so is one that is larger.
+    {"shape": "qwen3-14b-q4_K_M", "layers": 2, "num_ctx": 8192, "kv": "q8_0", "slots": 1, "flash": True, "batch": 512, "cards": 2, "card_mib": 3000},
+    {"shape": "qwen3-14b-q8_0", "layers": 2, "num_ctx": 28672, "kv": "q8_0", "slots": 1, "flash": True, "batch": 512, "cards": 2, "card_mib": 3000},
     {"shape": "qwen3-14b-q4_K_M", "layers": 8, "num_ctx": 8192, "kv": "q8_0", "slots": 1, "flash": True, "batch": 512, "cards": 2, "card_mib": 2700},
 )
 
@@ -69,10 +72,10 @@ def ask(port, path, body=None, timeout=300):
 
 
 @contextlib.contextmanager
-def cards(prefix, count, mib):
+def cards(prefix, count, mib, ledger):
     """LLAMA_ARG_RPC of one rpc process that shows so many cards of that size: one library, over which a model can be split."""
     port = free_port()
-    environment = {**os.environ, "LAB_CARD_MIB": str(mib), "LD_PRELOAD": bench_plan.shim()}
+    environment = {**os.environ, "LAB_CARD_MIB": str(mib), "LD_PRELOAD": bench_plan.shim(), "LAB_CARD_LEDGER": str(ledger)}
     words = [prefix / "lab/ggml-rpc-server", "-H", "127.0.0.1", "-p", str(port), "-d", ",".join(["CPU"] * count), "-t", str(os.cpu_count() or 1)]
     with subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
@@ -162,12 +165,20 @@ def plan(prefix, path, setting, address):
     return json.loads(said.stdout.split("=> ", 1)[1])["plan"]["models"][0]
 
 
-def measure(port, name, setting, batch):
-    """/api/ps of the loaded model: {size_mib, size_vram_mib, context_length}."""
+def engine_by_card(told, count):
+    """MiB that the plan gives the engine on each of so many cards: without what CUDA would take, which no simulated card has."""
+    extra = (told["context_mib"] + (told["scratch_mib"] or 0)) // len(told["gpu"])
+    return [max(told["per_gpu_mib"].get(str(index), 0) - extra, 0) for index in range(count)]
+
+
+def measure(port, name, setting, batch, ledger):
+    """/api/ps and the cards: {size_mib, size_vram_mib, context_length, held_mib: [MiB of each card]}."""
     options = {"num_ctx": setting["num_ctx"], **({"num_batch": batch} if setting["batch"] else {})}
     ask(port, "/api/generate", {"model": name, "options": options, "keep_alive": -1, "stream": False})
     (entry,) = ask(port, "/api/ps")["models"]
-    return {"size_mib": entry["size"] / MIB, "size_vram_mib": entry["size_vram"] / MIB, "context_length": entry["context_length"]}
+    seen = lab_card.Watcher(ledger=str(ledger)).look([0] * setting.get("cards", 1))
+    held = [sum(mib for _pid, mib in holders) for holders, _ownerless in seen]
+    return {"size_mib": entry["size"] / MIB, "size_vram_mib": entry["size_vram"] / MIB, "context_length": entry["context_length"], "held_mib": held}
 
 
 def layers_on_cards(log):
@@ -182,17 +193,19 @@ def bench(settings):
     rows = []
     for setting in settings:
         started = time.monotonic()
+        count = setting.get("cards", 1)
         with (
             tempfile.TemporaryDirectory(prefix="gpufleet-load-") as scratch,
-            cards(prefix, setting.get("cards", 1), setting.get("card_mib", USABLE_4090_MIB)) as address,
+            cards(prefix, count, setting.get("card_mib", USABLE_4090_MIB), f"{scratch}/ledger") as address,
         ):
             home = pathlib.Path(scratch)
             path, name = place(home, setting)
             told = plan(prefix, path, setting, address)
             with server(prefix, home, setting, address) as port:
-                seen = measure(port, name, setting, told["num_batch"])
+                seen = measure(port, name, setting, told["num_batch"], home / "ledger")
             row = {
-                **setting, "batch": told["num_batch"], "batch_given": setting["batch"] is not None, "cards": len(told["gpu"]),
+                **setting, "batch": told["num_batch"], "batch_given": setting["batch"] is not None,
+                "cards": count, "planned_by_card_mib": engine_by_card(told, count),
                 "formula_mib": told["formula_mib"], "dry_run_mib": told["dry_run_mib"], **seen, "offloaded": layers_on_cards(home / "server.log"),
                 "engine": told["engine_build"], "release": prefix.name,
             }  # fmt: skip
@@ -203,10 +216,11 @@ def bench(settings):
 
 def line(row):
     """One row as a line of the table."""
+    by_card = " + ".join(f"{mib:,}" for mib in row["held_mib"])
     return (
         f"| {row['shape']}, {row['layers']} layers | {row['num_ctx']:,} | {row['kv']} | {row['slots']} | {'on' if row['flash'] else 'off'}"
         f" | {row['batch']:,}{'' if row['batch_given'] else ' (chosen)'} | {row['cards']} | {row['formula_mib']:,} | {row['dry_run_mib']:,}"
-        f" | {row['size_vram_mib']:,.2f} | {row['size_vram_mib'] - row['dry_run_mib']:+.2f} | {row['offloaded']} |"
+        f" | {row['size_vram_mib']:,.2f} | {row['size_vram_mib'] - row['dry_run_mib']:+.2f} | {by_card} | {row['offloaded']} |"
     )
 
 
@@ -219,6 +233,8 @@ def faults(rows):
             found.append(f"{about}: size_vram is {row['size_vram_mib']:.2f} MiB and the dry run said {row['dry_run_mib']}.")
         if row["size_vram_mib"] != row["size_mib"] or not row["size_vram_mib"]:
             found.append(f"{about}: size_vram is {row['size_vram_mib']:.2f} MiB of {row['size_mib']:.2f}; wanted is all of it on the card.")
+        if any(abs(held - planned) > 2 for held, planned in zip(row["held_mib"], row["planned_by_card_mib"])):
+            found.append(f"{about}: the cards hold {row['held_mib']} MiB, and {row['planned_by_card_mib']} were planned for the engine.")
         if row["context_length"] != row["num_ctx"]:
             found.append(f"{about}: the server runs {row['context_length']} tokens.")
     return found
@@ -229,10 +245,11 @@ HEAD = """\
 
 `size_vram` of `/api/ps` (measured) beside the plan's dry run and formula (predicted), in MiB. Real Ollama {release} with llama.cpp {engine},
 models of Qwen3-14B's widths with fewer layers, on simulated cards (llama.cpp's RPC backend). Made by `make bench-load`, which exits 1
-where size_vram is not the dry run's figure to 1 MiB, or not all of the model is on the cards. What CUDA itself takes is not in these figures.
+where size_vram is not the dry run's figure to 1 MiB, not all of the model is on the cards, or a card holds something else than its part of
+the plan. What CUDA itself takes is not in these figures.
 
-| model | context | KV | slots | flash attention | batch | cards | formula | dry run | size_vram | difference | layers on cards |
-|---|---|---|---|---|---|---|---|---|---|---|---|
+| model | context | KV | slots | flash attention | batch | cards | formula | dry run | size_vram | difference | NVML, card by card | layers on cards |
+|---|---|---|---|---|---|---|---|---|---|---|---|---|
 """
 
 
@@ -250,7 +267,7 @@ def main(argv=None):
         (REPO / "docs/plan_load.json").write_text("[\n" + ",\n".join(" " + json.dumps(row) for row in rows) + "\n]\n")
         (REPO / "docs/plan_load.md").write_text(HEAD.format(**rows[0]) + "\n".join(map(line, rows)) + "\n")
     found = faults(rows)
-    print("\n".join(found) or f"{len(rows)} settings: size_vram equals the dry run to 1 MiB.")
+    print("\n".join(found) or f"{len(rows)} settings: size_vram equals the dry run to 1 MiB, and each card holds its part.")
     return 1 if found else 0
 
 

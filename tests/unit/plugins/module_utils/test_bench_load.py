@@ -31,6 +31,7 @@ def test_what_was_taken_last_agrees_and_is_what_the_page_shows():
         ({"size_mib": TAKEN[0]["size_mib"] + 400}, "all of it on the card"),
         ({"size_vram_mib": 0.0, "size_mib": 0.0}, "all of it on the card"),
         ({"context_length": 4096}, "runs 4096 tokens"),
+        ({"held_mib": [TAKEN[0]["planned_by_card_mib"][0] - 3]}, "the cards hold"),
     ],
 )
 def test_a_difference_is_a_fault(wrong, told):
