@@ -29,6 +29,7 @@ options:
   kind:
     description:
       - C(soak) judges measures of hosts, C(compare) the same load on different settings, C(verify) what was seen of a fleet.
+      - The verdict of C(soak) and C(verify) is that of all hosts; that of C(compare) is the last setting's, which the others are compared with.
       - C(none) does nothing but check that what I(html) needs is there.
     type: str
     choices: [soak, compare, verify, none]

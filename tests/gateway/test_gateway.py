@@ -339,16 +339,17 @@ def test_who_goes_away_is_told_to_the_server(gateway, ollama):
 
 
 def test_rate_and_streams_of_a_token(gateway, ollama):
+    began = time.monotonic()
     ollama.answer = stream_of(1, 5)
     lines = [open_stream(gateway, token="frank") for _one in range(3)]
     assert b" 429 " in lines[2].recv(20)  # two of them run
     ollama.answer = None
     for line in lines:
         line.close()
-    # Six at once by the rate and its burst, of which three are spent.
+    # Six at once by the rate and its burst, of which three are spent; one more for each ten seconds that this takes.
     said = [gateway.ask("POST", "/api/chat", BODY, "frank") for _one in range(8)]
     refused = [one for one in said if one[0] == 429]
-    assert 4 <= len(refused) <= 6
+    assert 4 - (time.monotonic() - began) // 10 - 1 <= len(refused) <= 6
     assert refused and refused[0][1]["retry-after"] == "5"
     # Another token's requests are not counted with them.
     assert gateway.ask("POST", "/api/chat", BODY, "alice")[0] == 200
@@ -398,11 +399,15 @@ def test_health_is_red_when_the_guard_is_fenced_or_the_server_gone(gateway, olla
 def test_log_has_names_and_no_content(gateway, ollama):
     secret = "a very private question"
     body = json.dumps({"model": "qwen3:latest", "messages": [{"content": secret}], "options": {"num_ctx": 5}}).encode()
+    known = len(gateway.log())
     gateway.ask("POST", "/api/chat?q=private", body, "alice")
     gateway.ask("POST", "/api/chat", body, "wrong-token-0123456789-0123456789abc")
-    last, before = gateway.log()[-1], gateway.log()[-2]
-    assert (before["token"], before["path"], before["status"], before["model"], before["pinned"]) == ("alice", "/api/chat", 200, "qwen3", "options.num_ctx")
-    assert (last["token"], last["status"]) == ("", 401)
+    # A line is written when its request is over, also that of an earlier test's stream: each of two workers writes its own.
+    right = {"token": "alice", "path": "/api/chat", "status": 200, "model": "qwen3", "pinned": "options.num_ctx"}
+    deadline = time.monotonic() + 10
+    while not all(any(wanted.items() <= line.items() for line in gateway.log()[known:]) for wanted in (right, {"token": "", "status": 401})):
+        assert time.monotonic() < deadline, gateway.log()[known:]
+        time.sleep(0.05)
     for name in ("access.log", "error.log"):
         text = (gateway.folder / name).read_text()
         assert secret not in text and "private" not in text and "token-of" not in text and "wrong-token" not in text

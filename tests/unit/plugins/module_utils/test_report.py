@@ -88,11 +88,13 @@ def test_without_matplotlib_it_is_said_what_to_do(document, monkeypatch):
         _report.plots(document)
 
 
-def test_a_comparison_names_its_settings():
-    runs = [(name, soak_runs.run(60)) for name in ("default", "recipe", "ours")]
-    document = _report.soak_document(runs, kind="compare")
+def test_a_comparison_names_its_settings_and_the_last_one_decides():
+    well, bad = soak_runs.run(60), soak_runs.run(300, ps=lambda t: (15384, 6957) if 100 <= t < 130 else (11885, 11885))
+    document = _report.soak_document([("stock", bad), ("article", well), ("fleet", well)], kind="compare")
     head, rows = _report.summary(document)
-    assert head[0] == "setting" and [row[0] for row in rows] == ["default", "recipe", "ours"]
+    assert head[0] == "setting" and [row[0] for row in rows] == ["stock", "article", "fleet"]
+    assert document["verdict"] == "pass" and [host["verdict"] for host in document["hosts"]] == ["fail", "pass", "pass"]
+    assert _report.soak_document([("stock", well), ("fleet", bad)], kind="compare")["verdict"] == "fail"
 
 
 def test_a_drawing_is_made_fit_for_a_page():
