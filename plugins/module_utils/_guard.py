@@ -244,12 +244,19 @@ def read_text(path, limit=PAGE_LIMIT):
 
 
 def write_text(path, text, mode=0o644):
-    """Replace a file in one step, so that no reader and no crash sees half of it."""
+    """Replace a file in one step, so that no reader and no crash sees half of it. OSError, and the old file stays, where that cannot be."""
     temporary = f"{path}.new"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
     try:
-        os.write(descriptor, text.encode())
+        rest = text.encode()
+        while rest:
+            # A disk that fills up takes the first part and says nothing; asked for the rest, it says so.
+            rest = rest[os.write(descriptor, rest) :]
         os.fchmod(descriptor, mode)
+    except OSError as error:
+        os.unlink(temporary)
+        error.filename = path
+        raise
     finally:
         os.close(descriptor)
     os.replace(temporary, path)
@@ -631,6 +638,8 @@ def tick(config, dry_run=False, nvml=None, clock=None, out=None):
     history = new
     done = None
     if mode == "act" and not dry_run and decision["action"] in policy.ACTIONS:
+        # Booked before it is done: what cannot be booked would be done again at every look, beyond every budget.
+        keep_books(state_path, history, clock, last)
         done = carry_out(decision, config, clock)
     record = journal_record(decision, sample, plan, mode, done, trouble, config)
     if dry_run:
@@ -647,13 +656,21 @@ def tick(config, dry_run=False, nvml=None, clock=None, out=None):
         "totals": _totals(last.get("totals"), decision),
     }
     summary["said"], say = _worth_saying(last.get("said"), record, clock["wall"])
-    write_text(state_path, dump_state(history, clock, summary))
+    keep_books(state_path, history, clock, summary)
+    if say:
+        _say(f"<{priority(record)}>{json.dumps(record)}", out)
     publish(config, history, now, clock, record)
     if config["metrics"]:
         write_metrics(config["state_dir"], history, summary, clock)
-    if say:
-        _say(f"<{priority(record)}>{json.dumps(record)}", out)
     return record
+
+
+def keep_books(path, history, clock, last):
+    """Write the state file. GuardError where that cannot be: a guard without books does nothing."""
+    try:
+        write_text(path, dump_state(history, clock, last))
+    except OSError as error:
+        raise GuardError(f"{path} cannot be written ({error}); without its books the guard does nothing. Make room or mend the file system there.") from error
 
 
 def _last(path):
@@ -727,7 +744,10 @@ def carry_out(decision, config, clock):
         return "asked" if status == 200 else f"failed: {status} {content[:200].decode('utf-8', 'replace')}"
     if action == "fence":
         return "fenced: nothing more is done until `vram-guard unfence`"
-    ask_for(action, dict(target, go=True) if action == "restart" else target, config, clocks() if action == "restart" else clock)
+    try:
+        ask_for(action, dict(target, go=True) if action == "restart" else target, config, clocks() if action == "restart" else clock)
+    except OSError as error:
+        return f"failed: the request cannot be written: {error}"
     return "requested"
 
 

@@ -122,6 +122,27 @@ def test_replacing_a_file_leaves_no_half_and_follows_no_link(tmp_path):
     assert not (tmp_path / "state.json.new").exists()
 
 
+def test_on_a_full_disk_the_old_file_stays_whole(tmp_path, monkeypatch):
+    path = tmp_path / "state.json"
+    _guard.write_text(str(path), "as it was")
+    room, write = [25], os.write
+
+    def until_full(descriptor, data):
+        if not room[0]:
+            raise OSError(28, "No space left on device")
+        done = write(descriptor, bytes(data)[: min(10, room[0])])
+        room[0] -= done
+        return done
+
+    monkeypatch.setattr(_guard.os, "write", until_full)
+    with pytest.raises(OSError, match="No space left on device: '.*state.json'"):
+        _guard.write_text(str(path), "x" * 26)
+    assert (path.read_text(), os.listdir(tmp_path)) == ("as it was", ["state.json"])
+    room[0] = 25
+    _guard.write_text(str(path), "y" * 25)
+    assert path.read_text() == "y" * 25
+
+
 # --- configuration ----------------------------------------------------------------------------
 
 
@@ -502,6 +523,29 @@ def test_a_restart_is_left_to_the_privileged_part(config, tmp_path):
     request = json.loads((tmp_path / "request.json").read_text())
     assert (request["kind"], request["unit"], set(request), request["go"]) == ("restart", "ollama.service", _guard.REQUEST_KEYS["restart"], True)
     assert 'actions_total{action="restart"} 1' in (tmp_path / "vram_guard.prom").read_text()
+
+
+def test_what_cannot_be_booked_is_not_done(config, tmp_path, monkeypatch):
+    """Else it would be done again at every look, beyond every budget."""
+    config["mode"] = "act"
+    config["settings"] = dict(config["settings"], load_grace_s=0)
+    start = watched(config)
+    trapped = nvml(holder(comm="llama-server"))
+    assert ticks(config, 4, start=start, nvml=trapped)[-1][0]["why"] == "trapped seen 3 times, 4 wanted"
+    full, write = [True], _guard.write_text
+
+    def on_a_full_disk(path, *more):
+        if full[0] and path.endswith("/state.json"):
+            raise OSError(28, "No space left on device", path)
+        return write(path, *more)
+
+    monkeypatch.setattr(_guard, "write_text", on_a_full_disk)
+    for number in range(4):
+        with pytest.raises(_guard.GuardError, match="without its books the guard does nothing"):
+            _guard.tick(config, nvml=trapped, clock=later(start + 60 + 15 * number), out=io.StringIO())
+    assert json.loads((tmp_path / "request.json").read_text())["go"] is False
+    full[0] = False
+    assert [record["action"] for record, _line in ticks(config, 8, start=start + 150, nvml=trapped)].count("restart") == 1
 
 
 def slots(*busy):
