@@ -717,7 +717,9 @@ def decide(history, plan, budget, now, settings):
         watching = [streak for streak in history["streaks"].values() if RULES[streak["rule"]]["ladder"]]
         if watching:
             worst = max(watching, key=lambda streak: streak["count"])
-            return dict(quiet, why=f"{worst['rule']} seen {worst['count']} times, {settings['debounce']} wanted")
+            if _settling(history["acts"], settings, now):
+                return dict(quiet, why=f"{worst['rule']}: what was done last is given time to take effect")
+            return dict(quiet, why=f"{worst['rule']} seen {worst['count']} times, {RULES[worst['rule']].get('debounce', settings['debounce'])} wanted")
         young = sorted({streak["rule"] for streak in history["streaks"].values()})
         return dict(quiet, why=f"seen, but not for long enough: {', '.join(young)}" if young else "all use is explained")
     lost = [streak for streak in believed if streak["rule"] == "gpu_lost"]

@@ -53,7 +53,8 @@ def test_the_short_part_is_short_and_has_what_matters_most():
     assert len(short) <= 5
 
 
-GOOD = [{"choices": [{"delta": {"content": "a"}, "finish_reason": None}]}, {"choices": [{"delta": {}, "finish_reason": "stop"}]}]
+SHORT = [{"choices": [{"delta": {"content": "a"}, "finish_reason": None}]}, {"choices": [{"delta": {}, "finish_reason": "stop"}]}]
+GOOD = [SHORT[0], dict(SHORT[1], usage={"completion_tokens": 1})]
 
 
 class Page(http.server.BaseHTTPRequestHandler):
@@ -82,6 +83,7 @@ def lines(*events):
     [
         (200, lines(*GOOD, b"[DONE]"), None),
         (200, lines(*GOOD), "the stream was cut off"),
+        (200, lines(*SHORT, b"[DONE]"), "the answer was cut short"),
         (200, lines(GOOD[0], b"[DONE]"), "the stream ended without a reason"),
         (200, lines(GOOD[0], {"error": {"message": "EOF"}}), "EOF"),
         (200, b'{"detail": "model runner has unexpectedly stopped"}\n', "unexpectedly stopped"),

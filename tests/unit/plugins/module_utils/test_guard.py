@@ -518,6 +518,15 @@ def act_on_trapped(config):
     return [record for record, _line in ticks(config, 8, start=start, nvml=nvml(holder(comm="llama-server")))]
 
 
+def test_what_it_waits_for_is_said(config):
+    whys = [record["why"] for record in act_on_trapped(config)]
+    assert whys[2:4] == ["trapped seen 2 times, 4 wanted", "trapped seen 3 times, 4 wanted"]
+    assert whys[-1] == "trapped: what was done last is given time to take effect"
+    lost = gpu(state="lost", processes=None, used_mib=None, free_mib=None, total_mib=None)
+    [(record, _line)] = ticks(config, 1, start=900, nvml=lambda: {"state": "ok", "message": None, "gpus": [lost]})
+    assert record["why"] == "gpu_lost seen 1 times, 2 wanted"
+
+
 def test_a_restart_is_left_to_the_privileged_part(config, tmp_path):
     records = act_on_trapped(config)
     assert [record["action"] for record in records].count("restart") == 1
