@@ -1072,6 +1072,8 @@ def status_text(config, clock):
     for kind, left in budget_left(history, settings, now).items():
         limits = settings["budgets"][kind]
         lines.append(f"budget     {kind:<8} {left['hour']} of {limits['hour']} left this hour, {left['day']} of {limits['day']} this day")
+    totals = _totals(last.get("totals"), {"action": None})
+    lines.append("so far     " + ", ".join(f"{kind} {count}" for kind, count in totals.items()) + "; what a dry run would have done is counted")
     return "\n".join(lines)
 
 

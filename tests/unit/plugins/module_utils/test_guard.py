@@ -679,6 +679,7 @@ def test_status_explain_and_unfence(config, tmp_path):
     status = _guard.status_text(config, later(end))
     assert "FENCED" in status
     assert "1 of 2 left this hour" in status
+    assert "so far     unload 0, end 0, restart 1, fence 1;" in status
     assert "GPU-a" in status
     assert "fence is down" in _guard.lift_fence(config, later(end))
     assert _guard.lift_fence(config, later(end)) == "There was no fence."
