@@ -155,7 +155,7 @@ class Gateway:
             "__gateway_common_name": "gateway.gpufleet.internal",
             "__gateway_webroot": str(self.folder / "acme"),
             "__gateway_drain_flag": str(self.folder / "run" / "drain"),
-            "__gateway_guard_metrics": str(self.folder / "run" / "vram_guard.prom"),
+            "__gateway_guard_fence": str(self.folder / "run" / "fenced"),
             "__gateway_config": "0123456789abcdef",
             **wishes,
         }

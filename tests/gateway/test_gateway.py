@@ -380,11 +380,12 @@ def test_drain(gateway, ollama, page):
 def test_health_is_red_when_the_guard_is_fenced_or_the_server_gone(gateway, ollama):
     said = gateway.ask("GET", "/healthz")
     assert (said[0], json.loads(said[2])) == (200, {"status": "ok", "config": "0123456789abcdef"})
-    metrics = gateway.folder / "run" / "vram_guard.prom"
-    for value, status in (("0", 200), ("1", 503)):
-        metrics.write_text(f"# TYPE vram_guard_fenced gauge\nvram_guard_fenced {value}\nvram_guard_acting 1\n")
-        assert gateway.ask("GET", "/healthz")[0] == status
-    metrics.unlink()
+    fence = gateway.folder / "run" / "fenced"
+    fence.write_text("trapped: what was tried did not help\n")
+    said = gateway.ask("GET", "/healthz")
+    assert (said[0], json.loads(said[2])["status"]) == (503, "fenced")
+    fence.unlink()
+    assert gateway.ask("GET", "/healthz")[0] == 200
 
     def broken(handler):
         handler.send_response(500)

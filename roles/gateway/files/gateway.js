@@ -10,8 +10,6 @@ import fs from 'fs';
 import pin from 'pin.js';
 import policy from 'policy.js';
 
-const FENCED = /^vram_guard_fenced(?:\{\})? 1/m;
-
 function has(object, key) {
     return Object.prototype.hasOwnProperty.call(object, key);
 }
@@ -141,20 +139,12 @@ function exists(path) {
     }
 }
 
-function contentOf(path) {
-    try {
-        return fs.readFileSync(path, 'utf8');
-    } catch (error) {
-        return null;
-    }
-}
-
 // For load balancers: 200 while this host takes requests, 503 and the reason while it does not.
 async function healthz(r) {
     let status = 'ok';
     if (exists(policy.drain)) {
         status = 'drained';
-    } else if (FENCED.test(contentOf(policy.guard) || '')) {
+    } else if (exists(policy.fence)) {
         status = 'fenced';
     } else {
         const reply = await r.subrequest('/_gateway/health');
