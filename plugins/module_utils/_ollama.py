@@ -452,8 +452,12 @@ class Client:
                     # Counted when it goes out: a write that breaks off may have been done.
                     self.writes += 1
                 self.requests.append((method, path))
-                connection.request(method, self.address.prefix + path, body=body, headers=headers)
-                response = connection.getresponse()
+                try:
+                    connection.request(method, self.address.prefix + path, body=body, headers=headers)
+                except ConnectionError as error:
+                    response = self._last_words(connection, error)
+                else:
+                    response = connection.getresponse()
                 self.seconds += time.monotonic() - began
                 return response
             except (OSError, http.client.HTTPException) as error:
@@ -469,6 +473,14 @@ class Client:
                     raise failure from error
                 if not stale:
                     time.sleep(self.retry_wait)
+
+    @staticmethod
+    def _last_words(connection: http.client.HTTPConnection, error: ConnectionError) -> http.client.HTTPResponse:
+        """The answer of a server that hung up while a body was being sent: one whose disk is full says so and waits no longer."""
+        try:
+            return connection.getresponse()
+        except (OSError, http.client.HTTPException):
+            raise error from None
 
     def _connected(self, timeout: float) -> http.client.HTTPConnection:
         if self._connection is not None and not self._is_fresh(self._connection):

@@ -29,6 +29,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import datetime
+import errno
 import hashlib
 import http.client
 import json
@@ -1937,6 +1938,21 @@ def _go_net_error(reason, url: str) -> str:
     return str(reason)
 
 
+def go_path_error(error: OSError) -> str:
+    """What Go says of a file that could not be written: `write: no space left on device`."""
+    return f"{'open ' + str(error.filename) if error.filename else 'write'}: {os.strerror(error.errno or errno.EIO).lower()}"
+
+
+def told(events):
+    """Events, with what the disk refuses told as the real server tells it."""
+    try:
+        yield from events
+    except (ConnectionError, socket.timeout):
+        raise
+    except OSError as error:
+        raise ApiError(500, go_path_error(error)) from error
+
+
 def file_digest(path: str) -> str:
     sha = hashlib.sha256()
     with open(path, "rb") as handle:
@@ -1965,7 +1981,7 @@ class Download(threading.Thread):
         except ApiError as error:
             self.error = error
         except OSError as error:
-            self.error = ApiError(500, f"write {self.path}-partial: {os.strerror(error.errno or 5).lower()}")
+            self.error = ApiError(500, go_path_error(error))
         finally:
             with self.registry.lock:
                 self.registry.downloads.pop(self.digest, None)
@@ -2798,6 +2814,7 @@ class Handler(BaseHTTPRequestHandler):
 
         An error before the first line has its own status; one after it is a last line in an HTTP 200.
         """
+        events = told(events)
         try:
             collected = [] if stream else list(events)
             first = next(events, None) if stream else None
@@ -2927,6 +2944,13 @@ class Handler(BaseHTTPRequestHandler):
         except (BrokenPipeError, ConnectionResetError, socket.timeout):
             self.close_connection = True
             self.status = self.status or 499
+        except OSError as error:
+            self.close_connection = True
+            if not self.status:
+                self.fail(ApiError(500, go_path_error(error)))
+                # As Go does: who still sends the body gets to read this before the connection is reset (rstAvoidanceDelay).
+                self.connection.shutdown(socket.SHUT_WR)
+                time.sleep(0.5)
         except Exception as error:  # whatever was sent, the server lives on, and its log says where it gave up
             self.close_connection = True
             log("ERROR", "request failed", path=path, error=repr(error), at=traceback.format_exc().splitlines()[-3].strip())

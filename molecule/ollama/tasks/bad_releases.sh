@@ -40,7 +40,7 @@ release 0.32.93 "$work/dead"
 if [ "$server" = standin ]; then
   python3 -c 'import sys, pathlib; sys.path.insert(0, sys.argv[1]); import make_mirror; make_mirror.unpack_standin(pathlib.Path(sys.argv[2]), "0.32.94")' \
     "$services" "$work/mute"
-  printf '#!/bin/sh\necho "no engine here" >&2\nexit 1\n' > "$work/engine"
+  printf '#!/usr/bin/env python3\nraise SystemExit("no engine here")\n' > "$work/engine"
   find "$work/mute" -name llama-server -exec install -m 755 "$work/engine" {} \;
   release 0.32.94 "$work/mute"
 fi

@@ -280,6 +280,27 @@ def test_a_blob_goes_up_once(tmp_path):
         assert "run again" in str(failure(lambda: client(url).push_blob(str(path), digest)))
 
 
+def test_what_a_server_says_before_it_hangs_up_on_an_upload(tmp_path):
+    path = tmp_path / "blob"
+    path.write_bytes(b"x" * 30_000_000)
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve():
+        for answer in (http(b"", "404 Not Found"), http({"error": "write /blobs/x: no space left on device"}, "500 Internal Server Error")):
+            connection, _address = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(answer)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    error = failure(lambda: client(url).push_blob(str(path), "sha256:1"))
+    thread.join()
+    listener.close()
+    assert "no space left on device (HTTP 500). The disk of the model store is full" in str(error)
+
+
 def test_an_embedding_model_is_loaded_by_an_embedding():
     refusal = http({"error": '"bert" does not support generate'}, "400 Bad Request")
     with scripted(refusal, http({"embeddings": []})) as (url, asked):
