@@ -571,7 +571,7 @@ class Client:
         code = f" (HTTP {status})" if status else ""
         return OllamaError(
             kind,
-            f"The Ollama server at {self.url} answered {path}{about} with: {error.rstrip('.')}{code}.{advice}",
+            f"The Ollama server at {self.url} answered {path}{about} with: {error.strip().rstrip('.')}{code}.{advice}",
             status,
             error,
         )

@@ -170,6 +170,11 @@ def test_disk_full_says_what_to_do():
         assert "free space there" in str(failure(lambda: client(url).create({"model": "x"})))
 
 
+def test_the_servers_words_end_without_its_line_break():
+    with scripted(chunked({"error": "pull model manifest: 500: broken\n"})) as (url, _asked):
+        assert "500: broken. Check the model's name" in str(failure(lambda: client(url).create({"model": "x"})))
+
+
 def test_bytes_of_a_pull_count_what_was_added():
     lines = chunked(
         {"status": "pulling manifest"},
