@@ -246,14 +246,16 @@ def test_the_bundle_of_a_host_is_the_same_for_the_same_files(tmp_path):
     folder, _entry = fake_build(tmp_path)
     shim = tmp_path / "shim.so"
     shim.write_bytes(b"shim")
-    first, second = place_card.bundle(folder, shim), place_card.bundle(folder, shim)
+    first, second = place_card.bundle([folder], shim), place_card.bundle([folder], shim)
     assert first == second
     with tarfile.open(fileobj=io.BytesIO(first[0])) as tar:
-        assert {"opt/lab-gpu/ggml-rpc-server", "opt/lab-gpu/libcard_shim.so", "etc/systemd/system/lab-gpu.service"} <= set(tar.getnames())
+        named = {f"opt/lab-gpu/{folder.name}/ggml-rpc-server", "opt/lab-gpu/libcard_shim.so", "opt/lab-gpu/lab-gpu", "etc/systemd/system/lab-gpu.service"}
+        assert named <= set(tar.getnames())
+        assert tar.extractfile("opt/lab-gpu/default").read().decode() == folder.name
     (folder / "lab/ggml-rpc-server").write_text("changed", encoding="utf-8")
-    assert place_card.bundle(folder, shim)[1] != first[1]
+    assert place_card.bundle([folder], shim)[1] != first[1]
     shim.write_bytes(b"another")
-    assert place_card.bundle(folder, shim)[1] != second[1]
+    assert place_card.bundle([folder], shim)[1] != second[1]
 
 
 def built():
