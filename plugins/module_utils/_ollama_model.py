@@ -941,7 +941,8 @@ def layout_text(layout: dict[str, Any]) -> str:
     parts = []
     if layout["wanted_mib"] is not None:
         parts.append(f"wanted {layout['wanted_mib']:,} MiB of the GPU, found {layout['free_mib']:,} MiB free")
-    if layout["layers"] is not None:
+    # Without a GPU it says that it put all of them on one.
+    if layout["layers"] is not None and layout["layers"] != layout["all_layers"]:
         parts.append(f"put {layout['layers']} of {layout['all_layers']} layers on it")
     return f" The engine {', and '.join(parts)}." if parts else ""
 

@@ -349,9 +349,7 @@ def measured(client, name, entry, params, result):
     """What /api/ps says of the loaded model; fails when it is not wholly on the GPU and has to be."""
     problem = _ollama_model.offload_problem(name, entry)
     if problem and not params["allow_offload"] and not (result.check and result.changed):
-        # Without a GPU the engine says that it put all layers on one.
-        asked_engine = params["unit"] and result.loaded_at and entry.get("size_vram")
-        layout = _ollama_service.layout(params["unit"], result.loaded_at) if asked_engine else None
+        layout = _ollama_service.layout(params["unit"], result.loaded_at) if params["unit"] and result.loaded_at else None
         raise _ollama_model.ModelError(problem + _ollama_model.take_back(client, name, result, layout, params["unload_timeout"]))
     asked, got = (params["parameters"] or {}).get("num_ctx"), entry.get("context_length")
     if asked and got and str(asked).isdigit() and got < int(asked):

@@ -529,6 +529,12 @@ def test_offload(size, vram, words):
         assert "allow_offload" in problem
 
 
+def test_what_the_engine_said_contradicts_no_refusal():
+    said = {"wanted_mib": 11885, "free_mib": 7838, "layers": 23, "all_layers": 41}
+    assert "found 7,838 MiB free, and put 23 of 41 layers on it" in _ollama_model.layout_text(said)
+    assert _ollama_model.layout_text({**said, "wanted_mib": None, "layers": 41}) == ""
+
+
 def test_a_registry_that_cannot_be_asked_predicts_no_change(monkeypatch):
     tags = {"models": [{"name": "b:latest", "digest": "d" * 64}]}
 
