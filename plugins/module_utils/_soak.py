@@ -221,7 +221,7 @@ class Watch:
         """Take one sample and write it down."""
         t = self.now()
         raw, seen = self.read_gpus(), self.look()
-        cards = [card_of(gpu, self.config["unit"]) for gpu in raw["gpus"]]
+        cards = [card_of(gpu, self.config["unit"], self.runners()) for gpu in raw["gpus"]]
         self.book.write(
             "sample",
             {
@@ -254,9 +254,16 @@ class Watch:
                     self.book.write("generation", {"t": self.now(), **one})
         return seen
 
+    def runners(self):
+        """PIDs of the runners that were seen up to now."""
+        with self._lock:
+            return {pid for pid, _start in self._seen}
+
     def _note_others(self, t, raw):
         for process in _nvml.processes(raw) or ():
-            if process["unit"] != self.config["unit"] and (process["used_mib"] or 0) >= OTHER_MIB and self._others.get(process["pid"]) != process["used_mib"]:
+            if not is_other(process, self.config["unit"], self.runners()) or (process["used_mib"] or 0) < OTHER_MIB:
+                continue
+            if self._others.get(process["pid"]) != process["used_mib"]:
                 self._others[process["pid"]] = process["used_mib"]
                 entry = {"pid": process["pid"], "comm": process["comm"], "unit": process["unit"], "mib": process["used_mib"]}
                 self.book.write("event", {"t": t, "what": "other_process", **entry})
@@ -284,9 +291,14 @@ class Watch:
                 self.book.write("event", {"t": t, "what": "xid", "gpu": event["gpu"], "xid": event["xid"]})
 
 
-def card_of(gpu, unit):
-    """A card's part of a sample. `held` is what it holds for the server: used, less what other units' processes own."""
-    others = [process["used_mib"] for process in gpu["processes"] or () if process["unit"] != unit]
+def is_other(process, unit, runners):
+    """Whether a process of the card is not the server's. One that is just ending has no unit any more: then it counts that it was a runner."""
+    return process["unit"] != unit and not (process["unit"] is None and process["pid"] in runners)
+
+
+def card_of(gpu, unit, runners=frozenset()):
+    """A card's part of a sample. `held` is what it holds for the server: used, less what others' processes own. `runners`: PIDs that were the server's."""
+    others = [process["used_mib"] for process in gpu["processes"] or () if is_other(process, unit, runners)]
     known = None if gpu["processes"] is None or None in others else sum(others)
     used = gpu["used_mib"]
     return {

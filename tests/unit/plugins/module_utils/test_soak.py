@@ -216,6 +216,10 @@ def test_held_is_what_others_do_not_own():
     own, other = {"used_mib": 5000, "unit": "ollama.service"}, {"used_mib": 1500, "unit": "x.service"}
     card = _soak.card_of({**gpu, "processes": [own, other]}, "ollama.service")
     assert (card["held"], card["others"]) == (7500, 1500)  # 2,500 that nobody owns are the server's
+    # One that is ending has lost its unit; it was a runner, and is nobody else's. Without a unit from the start it is somebody's.
+    ending, stranger = {"used_mib": 1163, "unit": None, "pid": 11}, {"used_mib": 400, "unit": None, "pid": 12}
+    card = _soak.card_of({**gpu, "processes": [own, other, ending, stranger]}, "ollama.service", {11})
+    assert (card["held"], card["others"]) == (7100, 1900)
     assert _soak.card_of({**gpu, "processes": None}, "ollama.service")["others"] is None
     assert _soak.card_of({**gpu, "used_mib": None, "processes": []}, "ollama.service")["held"] is None
 
