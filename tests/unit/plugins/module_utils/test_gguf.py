@@ -260,9 +260,9 @@ def large(tmp_path):
 def test_a_url_costs_a_few_ranged_reads(tmp_path, web):
     path, length = large(tmp_path)
     Web.routes["/m.gguf"] = path
-    started = time.monotonic()
+    started = time.process_time()  # of this process, which is the server too: the clock on the wall tells how busy the machine is
     read = _gguf.read_url(f"{web}/m.gguf")
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
     assert 5 * 2**20 < length < Web.sent <= 8 * 2**20
     assert read["bytes_read"] == Web.sent and read["requests"] == len(Web.asked) <= 6
     assert read["file_bytes"] == os.path.getsize(path) > 9e9
