@@ -248,8 +248,13 @@ def test_a_cache_type_that_does_not_exist_breaks_every_load(fresh, gguf):
 def test_a_quantised_cache_needs_flash_attention(fresh, gguf):
     server = fresh({"OLLAMA_KV_CACHE_TYPE": "q8_0", "OLLAMA_FLASH_ATTENTION": "0"})
     server.create("m", files={"m.gguf": server.upload(gguf["plain"])})
-    answer = server.post("/api/generate", {"model": "m"})
-    assert answer.status == 500 and "flash" in answer.error().lower()
+    # On a busy machine the real one may see its runner's end before it has read why; the next load says it.
+    for _try in range(5):
+        answer = server.post("/api/generate", {"model": "m"})
+        assert answer.status == 500
+        if "flash" in answer.error().lower():
+            return
+    raise AssertionError(answer.error())
 
 
 def test_a_quantised_cache_works_with_flash_attention_unset(fresh, gguf):
