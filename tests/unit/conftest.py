@@ -25,6 +25,11 @@ if COLLECTIONS.is_dir():
     sys.path.insert(0, str(COLLECTIONS))
 
 
+def pytest_configure(config):
+    """Here and not in pyproject.toml: ansible-test brings its own configuration, and knows no mark that is not told."""
+    config.addinivalue_line("markers", "slow: seconds long, so not in make test-fast")
+
+
 @pytest.fixture(scope="session")
 def repo():
     """The checkout's folder."""
