@@ -130,12 +130,6 @@ def prepare(folder, port, tell):
     lib = folder / "lib"
     shutil.copytree(ROOT / "roles/vram_guard/files/gpufleet_llm", lib / "gpufleet_llm", ignore=shutil.ignore_patterns("__pycache__"))
     compileall.compile_dir(lib, quiet=1)
-    import pynvml
-
-    site = folder / "venv" / "lib" / "python{}.{}".format(*sys.version_info) / "site-packages"
-    site.mkdir(parents=True)
-    shutil.copy(pynvml.__file__, site)
-    compileall.compile_dir(site, quiet=1)
     (folder / "state").write_text(STATE.format(pid=os.getpid()))
     config = {"port": port, "state_dir": str(folder), "plan_path": str(folder / "plan.json"), "metrics": True, "user": "root"}
     (folder / "config.json").write_text(json.dumps(config))
@@ -144,7 +138,7 @@ def prepare(folder, port, tell):
     jinja = jinja2.Environment(autoescape=False)
     jinja.filters["dirname"] = os.path.dirname
     template = (ROOT / "roles/vram_guard/templates/vram-guard.j2").read_text(encoding="utf-8")
-    names = {"__vram_guard_lib": str(lib / "gpufleet_llm"), "__vram_guard_venv": str(folder / "venv")}
+    names = {"__vram_guard_lib": str(lib / "gpufleet_llm"), "__vram_guard_python": sys.executable}
     program = jinja.from_string(template).render(ansible_managed="", **names)
     (folder / "vram-guard").write_text(program.replace("os._exit(code)", tell + "os._exit(code)"))
     environment = {"PATH": os.environ["PATH"], "LD_LIBRARY_PATH": str(library), "NVML_SIM_STATE": str(folder / "state")}

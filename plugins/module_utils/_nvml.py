@@ -7,7 +7,7 @@
 """What the GPUs of this host say of themselves, in one dict of one shape.
 
 ``sample()`` asks, in this order, the module pynvml of nvidia-ml-py, the program nvidia-smi, and
-the bare libnvidia-ml.so.1 (which gives names and memory only). It raises nothing for a host
+the bare libnvidia-ml.so.1 (names, memory, processes, load). It raises nothing for a host
 without GPU, driver or library: it says so in ``state``. Whatever could not be read is None and
 never 0. Units are in the names: MiB (2^20 bytes), W, °C, percent, s.
 
@@ -140,6 +140,7 @@ RECOVERY_ACTIONS = {
 }
 FIELD_RECOVERY_ACTION = 230  # NVML_FI_DEV_GET_GPU_RECOVERY_ACTION
 MEMORY_V2 = 0x02000028  # version of nvmlMemory_v2_t: its size in bytes and its number
+NOT_AVAILABLE = 2**64 - 1  # NVML_VALUE_NOT_AVAILABLE, in place of a process's bytes
 RETRIES = 5  # of a process list that grew between "how many" and "which"
 
 EMPTY_GPU = {
@@ -602,7 +603,7 @@ def read_smi(run=None, proc="/proc"):
 
 
 def _smi(run, query):
-    import subprocess  # 5 ms that a tick of the guard, which has pynvml, does not need
+    import subprocess  # 5 ms that a tick of the guard, which asks the library itself, does not need
 
     try:
         return (run or subprocess.run)(
@@ -678,12 +679,38 @@ def _smi_processes(gpus, run, proc):
 
 
 class BareLibrary:
-    """The few functions of pynvml that tell which cards there are and how much memory is free, by ctypes.
+    """The few functions of pynvml that tell which cards there are, how much memory is free and who holds it, by ctypes.
 
-    For hosts where neither nvidia-ml-py nor nvidia-smi is installed yet: structures and names as in nvml.h.
+    For hosts where neither nvidia-ml-py nor nvidia-smi is installed yet, and for the guard, whose tick would spend
+    half of its time on the 171 structures that pynvml makes when it is imported. Structures and names as in nvml.h.
     """
 
     NVMLError = NvmlError
+
+    class _Utilization(ctypes.Structure):
+        _fields_ = [("gpu", ctypes.c_uint), ("memory", ctypes.c_uint)]
+
+    class _Process(ctypes.Structure):
+        _fields_ = [
+            ("pid", ctypes.c_uint),
+            ("usedGpuMemory", ctypes.c_ulonglong),
+            ("gpuInstanceId", ctypes.c_uint),
+            ("computeInstanceId", ctypes.c_uint),
+        ]
+
+    class _Field(ctypes.Structure):
+        class _Value(ctypes.Union):
+            _fields_ = [("uiVal", ctypes.c_uint), ("ullVal", ctypes.c_ulonglong)]
+
+        _fields_ = [
+            ("fieldId", ctypes.c_uint),
+            ("scopeId", ctypes.c_uint),
+            ("timestamp", ctypes.c_longlong),
+            ("latencyUsec", ctypes.c_longlong),
+            ("valueType", ctypes.c_uint),
+            ("nvmlReturn", ctypes.c_uint),
+            ("value", _Value),
+        ]
 
     class _Memory(ctypes.Structure):
         _fields_ = [("version", ctypes.c_uint)] + [(name, ctypes.c_ulonglong) for name in ("total", "reserved", "free", "used")]
@@ -770,3 +797,52 @@ class BareLibrary:
         memory = self._Memory(version=version)
         self._call("nvmlDeviceGetMemoryInfo_v2", handle, ctypes.byref(memory))
         return memory
+
+    def nvmlDeviceGetUtilizationRates(self, handle):
+        load = self._Utilization()
+        self._call("nvmlDeviceGetUtilizationRates", handle, ctypes.byref(load))
+        return load
+
+    def nvmlDeviceGetFieldValues(self, handle, numbers):
+        fields = (self._Field * len(numbers))()
+        for field, number in zip(fields, numbers):
+            field.fieldId = number
+        self._call("nvmlDeviceGetFieldValues", handle, ctypes.c_int(len(fields)), fields)
+        return fields
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle):
+        return self._processes("nvmlDeviceGetComputeRunningProcesses", handle)
+
+    def nvmlDeviceGetGraphicsRunningProcesses(self, handle):
+        return self._processes("nvmlDeviceGetGraphicsRunningProcesses", handle)
+
+    def _processes(self, name, handle):
+        """Entries with ``pid`` and ``usedGpuMemory`` (bytes; None where the driver does not tell).
+
+        Asks with room for as many as there were and a few more; still too little is for the caller to try again.
+        """
+        room = ctypes.c_uint(0)
+        try:
+            self._call_first(name, handle, ctypes.byref(room), None)
+        except NvmlError as error:
+            if error.value != INSUFFICIENT_SIZE:
+                raise
+        room = ctypes.c_uint(room.value + 5)
+        entries = (self._Process * room.value)()
+        self._call_first(name, handle, ctypes.byref(room), entries)
+        found = entries[: room.value]
+        return [_Entry(entry.pid, None if entry.usedGpuMemory == NOT_AVAILABLE else entry.usedGpuMemory) for entry in found]
+
+    def _call_first(self, name, *args):
+        """The function of release 510 and later, else the one before; both fill the same structure."""
+        try:
+            self._call(name + "_v3", *args)
+        except NvmlError as error:
+            if error.value != FUNCTION_NOT_FOUND:
+                raise
+            self._call(name + "_v2", *args)
+
+
+class _Entry:
+    def __init__(self, pid, used):
+        self.pid, self.usedGpuMemory = pid, used

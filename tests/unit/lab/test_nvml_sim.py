@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import pathlib
@@ -14,10 +15,12 @@ import sys
 
 import pytest
 
+from ansible_collections.gpufleet.llm.plugins.module_utils import _nvml
+
 REPO = pathlib.Path(__file__).resolve().parents[3]
 MIB = 1024 * 1024
 
-pytest.importorskip("pynvml")
+pynvml = pytest.importorskip("pynvml")
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="no C compiler")
 
 # A program that stays: one JSON question a line on stdin, one JSON answer a line on stdout.
@@ -378,15 +381,58 @@ def test_a_sample_by_the_client_and_by_the_bare_library_agree(client):
         "reserved_mib",
         "used_mib",
         "free_mib",
+        "gpu_util_percent",
+        "memory_util_percent",
+        "recovery_action",
     )
+    assert [len(gpu["processes"]) for gpu in full["gpus"]] != [0, 0]
     for one, other in zip(full["gpus"], bare["gpus"]):
         assert {key: one[key] for key in same} == {key: other[key] for key in same}
         assert other["temperature_c"] is None
-        assert other["processes"] is None
+        ages = [(process.pop("age_s"), process) for gpu in (one, other) for process in gpu["processes"] or []]
+        assert one["processes"] == other["processes"], ages
     assert full["gpus"][0]["recovery_action"] == "node_reboot"
     assert full["gpus"][0]["throttle_reasons"] == ["sw_power_cap", "sw_thermal_slowdown"]
     assert full["gpus"][1]["temperature_c"] is None  # the second card's file says nothing of it
     assert full["driver_branch"] == "r580_00"
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (_nvml.BareLibrary._Memory, pynvml.c_nvmlMemory_v2_t),
+        (_nvml.BareLibrary._Pci, pynvml.nvmlPciInfo_t),
+        (_nvml.BareLibrary._Process, pynvml.c_nvmlProcessInfo_v2_t),
+        (_nvml.BareLibrary._Utilization, pynvml.c_nvmlUtilization_t),
+        (_nvml.BareLibrary._Field, pynvml.c_nvmlFieldValue_t),
+    ],
+)
+def test_our_few_structures_lie_in_memory_as_those_of_nvidia_do(ours, theirs):
+    def layout(structure):
+        return ctypes.sizeof(structure), [(getattr(structure, name).offset, getattr(structure, name).size) for name, *_kind in structure._fields_]
+
+    assert layout(ours) == layout(theirs)
+
+
+def test_a_process_list_that_grew_in_between_is_asked_again():
+    library = _nvml.BareLibrary("libnone.so")
+    answers = [(_nvml.INSUFFICIENT_SIZE, 1), (_nvml.INSUFFICIENT_SIZE, 9), (_nvml.INSUFFICIENT_SIZE, 9), (_nvml.SUCCESS, 1)]
+
+    class Grown:
+        @staticmethod
+        def nvmlDeviceGetComputeRunningProcesses_v2(_handle, room, entries):  # v3 is not there: as before release 510
+            code, count = answers.pop(0)
+            room._obj.value = count
+            if code == _nvml.SUCCESS:
+                entries[0].pid, entries[0].usedGpuMemory = 7, _nvml.NOT_AVAILABLE
+            return code
+
+    library._library = Grown
+    with pytest.raises(_nvml.NvmlError) as told:
+        library.nvmlDeviceGetComputeRunningProcesses("handle")
+    assert told.value.value == _nvml.INSUFFICIENT_SIZE
+    assert [vars(entry) for entry in library.nvmlDeviceGetComputeRunningProcesses("handle")] == [{"pid": 7, "usedGpuMemory": None}]
+    assert not answers
 
 
 @pytest.mark.parametrize("by", ["sample", "bare"])
