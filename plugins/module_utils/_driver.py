@@ -19,6 +19,7 @@ What ``observe`` returns::
       "flavour": "open" | "proprietary" | None,    # of the loaded module, else of the one on disk
       "kernels": [{
         "kernel": str, "running": bool, "next": bool,
+        "bootable": bool,              # its image, or where no image can be seen its modules, are there
         "version": str | None,         # of the module nvidia on disk; None: there is none (or it was not readable,
         "path": str | None,            # then path is set)
         "module": "nvidia" | "nvidia-current" | "nvidia-current-open" | None,   # Debian renames it
@@ -70,7 +71,7 @@ def observe(root="/", taken=None, run=subprocess.run, kernel=None):
     running = kernel or _running_kernel(root)
     kernels = installed_kernels(root, running)
     newest = max((name for name, image in kernels.items() if image), key=kernel_key, default=running)
-    modules = [dict(module_on_disk(root, name, run), running=name == running, next=name == newest) for name in kernels]
+    modules = [dict(module_on_disk(root, name, run), running=name == running, next=name == newest, bootable=image) for name, image in kernels.items()]
     loaded = read_loaded(root)
     on_disk = next((module["flavour"] for module in modules if module["running"]), None)
     return {
@@ -385,8 +386,8 @@ def reboot(observed):
 
 def _blocked(observed, coming):
     has_driver = observed["loaded_version"] or observed["library_version"]
-    # A kernel without modules on disk at all is a container's: its host decides what boots.
-    if not has_driver or coming is None or not any(kernel["path"] for kernel in observed["kernels"]):
+    # Without a kernel on disk this is a container: its host decides what boots.
+    if not has_driver or coming is None or not any(kernel["bootable"] for kernel in observed["kernels"]):
         return None
     kernel = coming["kernel"]
     if coming["path"] is None:

@@ -163,6 +163,7 @@ driver:
       - kernel: 6.1.0-50-amd64
         running: true
         next: true
+        bootable: true
         version: 580.126.09
         path: /lib/modules/6.1.0-50-amd64/updates/dkms/nvidia.ko
         module: nvidia

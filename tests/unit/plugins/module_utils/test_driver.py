@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import lzma
 import pathlib
+import shutil
 import subprocess
 
 import pytest
@@ -74,6 +75,7 @@ def test_a_well_host(tree):
             "kernel": NEW,
             "running": True,
             "next": True,
+            "bootable": True,
             "version": "580.126.09",
             "path": f"/lib/modules/{NEW}/updates/dkms/nvidia.ko",
             "module": "nvidia",
@@ -303,6 +305,20 @@ def test_no_reboot_into_a_kernel_without_the_module(tree):
     assert PCI_ERROR in wanted["blocked_by"]
     assert NEW in wanted["blocked_by"]
     assert codes(seen) == ["reboot_blocked"]
+
+
+def test_no_reboot_when_no_kernel_has_the_module_any_more(tree):
+    seen = tree("--kernel", OLD, "--kernel", NEW, "--without", OLD, "--without", NEW, "--library", "580.126.09")
+    assert "would lose the GPU" in _driver.reboot(seen)["blocked_by"]
+
+
+def test_a_container_without_kernels_is_not_judged(tree, tmp_path):
+    tree("--library", "580.126.09")
+    shutil.rmtree(tmp_path / "lib" / "modules")
+    shutil.rmtree(tmp_path / "boot", ignore_errors=True)
+    seen = _driver.observe(tmp_path, None, no_program)
+    assert [kernel["bootable"] for kernel in seen["kernels"]] == [False]
+    assert _driver.reboot(seen)["safe"] is True
 
 
 def test_a_module_that_secure_boot_would_refuse(tree):
