@@ -12,10 +12,12 @@ verdict, never a traceback and never "fine".
 *wants*::
 
     {"files": [{"path", "sha256" or "" for 'is there', "mode", "owner"}], "links": {path: target}, "directories": [path],
-     "units": {unit: {"state": "active" | "inactive", "enabled": bool, "config": mark or ""}}, "ports": [port], "models": [name],
+     "units": {unit: {"state": "active" | "inactive", "enabled": bool, "config": mark or "", "vendor": whether its sandbox is somebody
+     else's (optional)}}, "ports": [port], "models": [name],
      "ollama_url", "plan_path", "measured_path", "guard": {"unit", "interval_s", "state_path", "budgets"} or {},
      "certificates": [pattern], "certificate_days": n, "backup_dir", "backup_days": n or None, "gpu_required": bool,
-     "tolerance_mib": n, "unit": "ollama.service", "rootfs", "ollama_version", "expected_gpus": [...], "exposure": n}
+     "tolerance_mib": n, "unit": "ollama.service", "rootfs", "ollama_version", "expected_gpus": [...], "exposure": n,
+     "driver_held": bool}    # whether the driver's packages have to be held
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ import re
 import subprocess
 import time
 
-from . import _driver, _guard, _host, _nvml, _ollama
+from . import _driver, _driver_packages, _guard, _host, _nvml, _ollama
 
 LOOPBACK = ("127.", "::1", "::ffff:127.")
 HOUR = 3600.0
@@ -53,13 +55,14 @@ def observe(wants, run=subprocess.run, now=None):
             "reboot": _driver.reboot(driver),
             "problems": _driver.judge(driver, taken, wants["ollama_version"] or None, wants["expected_gpus"]),
         },
+        "packages": _held(run) if wants["driver_held"] else None,
         "gpus": [_card(gpu, wants["unit"]) for gpu in taken["gpus"]],
         "nvml": taken["state"],
         "files": {one["path"]: file_state(one["path"], bool(one["sha256"])) for one in wants["files"]},
         "links": {path: _host.path_state(path)["target"] for path in wants["links"]},
         "directories": {path: _host.path_state(path)["kind"] for path in wants["directories"]},
         "units": _units(list(wants["units"]), run),
-        "exposure": {unit: exposure(unit, run) for unit, wish in wants["units"].items() if wish["state"] == "active" and unit.endswith(".service")},
+        "exposure": {unit: exposure(unit, run) for unit, wish in wants["units"].items() if _sandboxed(unit, wish)},
         "listeners": {str(port): found for port, found in _host.listeners({int(port) for port in wants["ports"]}).items()},
         "ollama": _server(wants["ollama_url"]),
         "plan": _json(wants["plan_path"]),
@@ -70,11 +73,26 @@ def observe(wants, run=subprocess.run, now=None):
     }
 
 
+def _sandboxed(unit, wish):
+    return wish["state"] == "active" and unit.endswith(".service") and not wish.get("vendor")
+
+
 def _card(gpu, unit):
     others = [process["used_mib"] or 0 for process in gpu["processes"] or () if process["unit"] != unit]
     keys = ("index", "name", "uuid", "state", "message", "total_mib", "used_mib", "temperature_c", "power_limit_w", "throttled")
     held = None if gpu["used_mib"] is None else max(gpu["used_mib"] - sum(others), 0)
     return {**{key: gpu[key] for key in keys}, "held_mib": held, "others_mib": sum(others)}
+
+
+def _held(run):
+    """{version, unheld, error} of the driver's packages."""
+    try:
+        seen = _driver_packages.observe(run=run)
+    except _driver_packages.PackagesError as error:
+        return {"version": None, "unheld": [], "error": str(error)}
+    version = _driver_packages.driver_version(seen)
+    names = _driver_packages.holds({"modules": []}, seen, version)
+    return {"version": version, "unheld": [name for name in names if not seen["packages"][name]["held"]], "error": None}
 
 
 def file_state(path, content):
@@ -188,6 +206,7 @@ def judge(host, seen, wants):
     verdicts = [
         _driver_verdict(seen, wants),
         _reboot(seen["driver"]["reboot"]),
+        _holds(seen["packages"]),
         _cards(seen, wants),
         _models(seen, wants),
         _memory(seen, wants),
@@ -236,6 +255,15 @@ def _reboot(reboot):
     problems = [reboot["blocked_by"].rstrip(".")] if not reboot["safe"] else []
     problems += [reboot["reason"].rstrip(".")] if reboot["needed"] and reboot["reason"] else []
     return _all_well("next reboot", problems, "keeps the GPU, not needed", "safe, and not due")
+
+
+def _holds(packages):
+    if packages is None:
+        return _verdict("holds", "off", "not asked for", "held", "The driver's packages are somebody else's, or are not to be held.")
+    problems = [packages["error"].rstrip(".")] if packages["error"] else []
+    problems += ["no driver is installed"] if not packages["error"] and packages["version"] is None else []
+    problems += [f"{', '.join(packages['unheld'])} would be upgraded with the rest"] if packages["unheld"] else []
+    return _all_well("holds", problems, f"{packages['version']} is held", "the driver's packages are held")
 
 
 def _cards(seen, wants):

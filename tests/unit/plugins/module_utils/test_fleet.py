@@ -17,7 +17,7 @@ BUDGETS = {kind: {"hour": 3, "day": 9} for kind in ("unload", "end", "restart")}
 WANTS = {
     "files": [{"path": "/etc/a", "sha256": "11", "mode": "0644", "owner": "root"}], "links": {"/opt/ollama/current": "0.32.15"}, "directories": ["/opt/x"],
     "units": {"ollama.service": {"state": "active", "enabled": True, "config": "c0ffee"}}, "ports": [11434], "models": ["qwen"], "ollama_url": "",
-    "plan_path": "/etc/plan", "guard": {"interval_s": 15, "state_path": "/state", "budgets": BUDGETS}, "certificates": ["/c"], "certificate_days": 21,
+    "plan_path": "/etc/plan", "driver_held": True, "guard": {"interval_s": 15, "state_path": "/state", "budgets": BUDGETS}, "certificates": ["/c"], "certificate_days": 21,
     "backup_dir": "/b", "backup_days": 7, "gpu_required": True, "tolerance_mib": 256, "unit": "ollama.service", "exposure": 2.0,
 }  # fmt: skip
 LOADED = {"name": "qwen:latest", "digest": "d1", "size": 100, "size_vram": 100, "context_length": 40960}
@@ -26,6 +26,7 @@ WELL = {
     "at": 0.0, "nvml": "ok", "gpus": [CARD],
     "driver": {"loaded": "580.1", "library": "580.1", "kernel": "6.1", "next_kernel": "6.1", "flavour": "open", "problems": [],
                "reboot": {"needed": False, "reason": None, "safe": True, "blocked_by": None}},
+    "packages": {"version": "580.126.09", "unheld": [], "error": None},
     "files": {"/etc/a": {"kind": "file", "owner": "root", "mode": "0644", "sha256": "11"}}, "links": {"/opt/ollama/current": "0.32.15"},
     "directories": {"/opt/x": "directory"}, "exposure": {"ollama.service": 1.4},
     "units": {"ollama.service": {"load_state": "loaded", "active_state": "active", "unit_file_state": "enabled", "need_daemon_reload": False,
@@ -65,6 +66,9 @@ DEFECTS = {
     "a mismatch of library and module": ({"driver__problems": [{"code": "mismatch", "message": "Two versions."}]}, "driver"),
     "a reboot would lose the GPU": ({"driver__reboot": {"needed": False, "reason": None, "safe": False, "blocked_by": "No module."}}, "next reboot"),
     "a reboot is due": ({"driver__reboot": {"needed": True, "reason": "Loaded is old.", "safe": True, "blocked_by": None}}, "next reboot"),
+    "a driver that is not held": ({"packages__unheld": ["nvidia-driver-cuda"]}, "holds"),
+    "a driver that was removed": ({"packages__version": None}, "holds"),
+    "dpkg does not answer": ({"packages__error": "dpkg is locked."}, "holds"),
     "a lost card": ({"gpus": [{**CARD, "state": "lost", "message": "GPU 0 has fallen off the bus."}]}, "cards"),
     "a model is missing": ({"ollama__models": {"other:latest": "d1"}}, "models"),
     "a model half on the CPU": ({"ollama__loaded": [{**LOADED, "size_vram": 60}]}, "models"),
@@ -113,6 +117,17 @@ def test_a_host_without_a_gpu_that_wants_none_is_well():
     seen["ollama"]["loaded"] = [{**LOADED, "size_vram": 0}]
     assert failed(seen, {**WANTS, "gpu_required": False}) == []
     assert "driver" in failed(seen)
+
+
+def test_what_is_held_is_asked_of_dpkg():
+    lines = "nvidia-driver-cuda\t580.126.09-1\thi \tNVIDIA\nlibcuda1\t580.126.09-1\tii \tNVIDIA\nnvidia-driver-pinning-580\t580-1\thi \tNVIDIA\n"
+    answer = subprocess.CompletedProcess([], 0, lines, "")
+    assert _fleet._held(lambda *_args, **_kwargs: answer) == {"version": "580.126.09", "unheld": ["libcuda1"], "error": None}
+
+
+def test_the_sandbox_of_a_vendors_unit_is_not_ours_to_judge():
+    wish = {"state": "active", "enabled": True, "config": ""}
+    assert _fleet._sandboxed("a.service", wish) and not _fleet._sandboxed("a.service", {**wish, "vendor": True}) and not _fleet._sandboxed("a.timer", wish)
 
 
 def host(name, **digests):
