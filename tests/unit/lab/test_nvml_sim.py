@@ -12,6 +12,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -418,16 +419,15 @@ def test_a_process_list_that_grew_in_between_is_asked_again():
     library = _nvml.BareLibrary("libnone.so")
     answers = [(_nvml.INSUFFICIENT_SIZE, 1), (_nvml.INSUFFICIENT_SIZE, 9), (_nvml.INSUFFICIENT_SIZE, 9), (_nvml.SUCCESS, 1)]
 
-    class Grown:
-        @staticmethod
-        def nvmlDeviceGetComputeRunningProcesses_v2(_handle, room, entries):  # v3 is not there: as before release 510
-            code, count = answers.pop(0)
-            room._obj.value = count
-            if code == _nvml.SUCCESS:
-                entries[0].pid, entries[0].usedGpuMemory = 7, _nvml.NOT_AVAILABLE
-            return code
+    def grown(_handle, room, entries):
+        code, count = answers.pop(0)
+        room._obj.value = count
+        if code == _nvml.SUCCESS:
+            entries[0].pid, entries[0].usedGpuMemory = 7, _nvml.NOT_AVAILABLE
+        return code
 
-    library._library = Grown
+    # v3 is not there: as before release 510
+    library._library = types.SimpleNamespace(nvmlDeviceGetComputeRunningProcesses_v2=grown)
     with pytest.raises(_nvml.NvmlError) as told:
         library.nvmlDeviceGetComputeRunningProcesses("handle")
     assert told.value.value == _nvml.INSUFFICIENT_SIZE

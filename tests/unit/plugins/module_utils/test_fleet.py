@@ -17,8 +17,9 @@ BUDGETS = {kind: {"hour": 3, "day": 9} for kind in ("unload", "end", "restart")}
 WANTS = {
     "files": [{"path": "/etc/a", "sha256": "11", "mode": "0644", "owner": "root"}], "links": {"/opt/ollama/current": "0.32.15"}, "directories": ["/opt/x"],
     "units": {"ollama.service": {"state": "active", "enabled": True, "config": "c0ffee"}}, "ports": [11434], "models": ["qwen"], "ollama_url": "",
-    "plan_path": "/etc/plan", "driver_held": True, "guard": {"interval_s": 15, "state_path": "/state", "budgets": BUDGETS}, "certificates": ["/c"], "certificate_days": 21,
+    "plan_path": "/etc/plan", "guard": {"interval_s": 15, "state_path": "/state", "budgets": BUDGETS}, "certificates": ["/c"], "certificate_days": 21,
     "backup_dir": "/b", "backup_days": 7, "gpu_required": True, "tolerance_mib": 256, "unit": "ollama.service", "exposure": 2.0,
+    "driver_held": True,
 }  # fmt: skip
 LOADED = {"name": "qwen:latest", "digest": "d1", "size": 100, "size_vram": 100, "context_length": 40960}
 CARD = {"index": 0, "name": "RTX 4090", "uuid": "u", "state": "ok", "message": None, "total_mib": 24564, "used_mib": 12443, "held_mib": 12443, "others_mib": 0}
