@@ -17,6 +17,7 @@ apt transaction has to do. None of them changes anything. The tables are roles/c
           modules: {open: [...], proprietary: [...]}    # prebuilt modules: of the kernel's version
           beside: [[a, b]]           # of each list the first that the source has, whatever its version
       pin: name of the pinning package, {pin} is a branch or a version
+      pin_versions: [...]            # patterns of APT's preferences, for a source that has no such package
       headers: [...]                 # what DKMS builds against, as meta-packages
       builds: true                   # the module is built on the host
       marks: [...]                   # packages that no other source has
@@ -49,6 +50,7 @@ NVIDIA_VENDOR = "0x10de"
 DISPLAY_CLASSES = ("0x0300", "0x0302")
 FOREIGN = re.compile(r"/compute/cuda/repos/|nvidia\.com")
 OUR_SOURCE = "etc/apt/sources.list.d/gpufleet-nvidia.sources"
+PREFERENCES = "/etc/apt/preferences.d/gpufleet-nvidia"
 
 
 class PackagesError(Exception):
@@ -79,6 +81,7 @@ def wanted(wishes, distribution, table):
         "modules": named(chosen.get("modules", {}).get(flavour, [])),
         "beside": [named(names) for names in chosen.get("beside", [])],
         "pin": source["pin"].format(pin=wishes["version"] or branch) if source.get("pin") else None,
+        "pin_versions": source.get("pin_versions", []),
         "headers": source.get("headers", []),
         "toolkit": [f"cuda-toolkit-{wishes['toolkit']}"] if wishes.get("toolkit") else [],
         "builds": source.get("builds", True),
@@ -222,7 +225,7 @@ def difference(wishes, wish, observed, offer, gpus=()):
     if found["problems"]:
         return found
     installed = driver_version(observed, wish["packages"])
-    found.update(installed_version=installed, builds=wish["builds"], directory=wish["directory"])
+    found.update(installed_version=installed, builds=wish["builds"], directory=wish["directory"], back_preferences=preferences(wish, installed))
     found["problems"] += _wish_problems(wishes, wish) + _host_problems(wishes, wish, observed, gpus)
     found["purge"], other = _other_source(wishes, wish, observed)
     found["problems"] += other
@@ -230,7 +233,7 @@ def difference(wishes, wish, observed, offer, gpus=()):
         return found
     target = wishes["version"] or (installed if _driver.branch(installed) == wishes["branch"] and not wishes["upgrade"] else None)
     if target and target == installed and _complete(wish, observed, target) and not found["purge"]:
-        found.update(target_version=target, action="none", pin=wish["pin"])
+        found.update(target_version=target, action="none", pin=wish["pin"], preferences=preferences(wish, target))
         found["hold"] = holds(wish, observed, target) if wishes["hold"] else []
         found["unheld"] = [name for name in found["hold"] if not observed["packages"][name]["held"]]
         return found
@@ -240,6 +243,7 @@ def difference(wishes, wish, observed, offer, gpus=()):
     found["problems"] += _offer_problems(wishes, wish, offered, target)
     if found["problems"]:
         return found
+    found["preferences"] = preferences(wish, target)
     found["action"] = _action(wish, observed, installed, target)
     found["install"], found["pin"] = _install_list(wish, observed, offered, installed, target), wish["pin"]
     found["back"] = [f"{name}={observed['packages'][name]['version']}" for name in family(observed, installed)]
@@ -253,6 +257,7 @@ def _empty():
     return {
         "installed_version": None, "target_version": None, "action": "refused", "problems": [], "install": [], "pin": None, "purge": [],
         "back": [], "back_pin": None, "hold": [], "unheld": [], "release": [], "builds": None, "directory": None,
+        "preferences": "", "back_preferences": "",
     }  # fmt: skip
 
 
@@ -278,8 +283,27 @@ def _complete(wish, observed, target):
 
 
 def _newest(offered, names, branch):
-    versions = [upstream(version) for version in offered.get(names[0], [])]
-    return max((version for version in versions if version and _driver.branch(version) == branch), key=_driver.version_key, default=None)
+    """The newest version of the branch that all packages have, else that the first one has, so that the others are found missing.
+
+    Debian's security archive has had newer programs and libraries than there was an open module for (535.309.01 and 535.261.03).
+    """
+    each = [{upstream(version) for version in offered.get(name, [])} for name in names]
+    for versions in (set.intersection(*each), each[0]):
+        found = [version for version in versions if version and _driver.branch(version) == branch]
+        if found:
+            return max(found, key=_driver.version_key)
+    return None
+
+
+def preferences(wish, version):
+    """APT's preferences that keep a source's packages at one version; "" where a pinning package does, or nothing is to be kept.
+
+    apt takes a package's newest version for what another one depends on, and then finds that the two do not fit.
+    """
+    if not wish["pin_versions"] or not version:
+        return ""
+    names = " ".join(wish["pin_versions"])
+    return f"# gpufleet.llm, role cuda: one version for all that belongs to the driver.\nPackage: {names}\nPin: version {version}-*\nPin-Priority: 1001\n"
 
 
 def _full(offered, name, target):

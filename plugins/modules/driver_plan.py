@@ -152,6 +152,18 @@ pin:
   type: str
   returned: always
   sample: nvidia-driver-pinning-580.126.09
+preferences:
+  description:
+    - What C(/etc/apt/preferences.d/gpufleet-nvidia) has to hold, so that apt takes one version for everything that belongs to the driver; empty
+      for a source with a pinning package.
+  type: str
+  returned: always
+  sample: ""
+back_preferences:
+  description: The same for the version that is installed.
+  type: str
+  returned: always
+  sample: ""
 purge:
   description: Packages of the other source, to be removed first.
   type: list
@@ -204,7 +216,7 @@ foreign_sources:
   returned: always
   sample: []
 files_differ:
-  description: Paths of O(files) whose content is another, or that are missing.
+  description: Paths of O(files), and of the one for RV(preferences), whose content is another, or that are missing.
   type: list
   elements: str
   returned: always
@@ -259,10 +271,11 @@ def observe(asked):
         return _driver_packages.ask_apt(wish)
 
     found = _driver_packages.difference(asked, wish, seen, offer, asked["gpus"])
+    kept = [{"path": _driver_packages.PREFERENCES, "content": found["preferences"]}] if found["preferences"] else []
     return dict(
         found,
         foreign_sources=seen["sources"],
-        files_differ=[one["path"] for one in asked["files"] if _host.read_text(one["path"]) != one["content"]],
+        files_differ=[one["path"] for one in asked["files"] + kept if _host.read_text(one["path"]) != one["content"]],
         units=_host.units(asked["units"]),
         initramfs=shutil.which("update-initramfs", path=_host.SEARCH_PATH) is not None,
     )

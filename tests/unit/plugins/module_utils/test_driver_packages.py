@@ -69,6 +69,30 @@ def never():
     raise AssertionError("the source was asked although nothing is missing")
 
 
+def test_the_newest_version_that_every_package_has_is_taken():
+    offered = {name: ["535.309.01-0+deb12u1", "535.261.03-1"] for name in ("libcuda1", "nvidia-smi")}
+    offered["nvidia-open-kernel-dkms"] = ["535.261.03-1"]
+    found = plan(wish(source="distro", branch=535, gpu_required=False), host(linux__headers__amd64="6.1"), offered)
+    assert (found["target_version"], codes(found)) == ("535.261.03", [])
+    assert found["install"][0] == "libcuda1=535.261.03-1"
+    assert "Pin: version 535.261.03-*\n" in found["preferences"] and " libnvidia-* " in found["preferences"]
+    assert found["back_preferences"] == ""
+    # None in common: the first one's newest, and what has not got it is named.
+    offered["nvidia-open-kernel-dkms"] = []
+    assert (
+        "no nvidia-open-kernel-dkms for driver 535.309.01"
+        in plan(wish(source="distro", branch=535, gpu_required=False), host(), offered)["problems"][0]["message"]
+    )
+
+
+def test_apts_preferences_follow_the_version_and_only_where_no_package_pins():
+    installed = host(libcuda1="550.163.01-2", nvidia__smi="550.163.01-2", nvidia__open__kernel__dkms="550.163.01-2", nvidia__persistenced="550.163.01-1",
+                     linux__headers__amd64="6.12", distribution={"id": "debian", "version_id": "13"})  # fmt: skip
+    found = plan(wish(source="distro", branch=550), installed, {})
+    assert (found["action"], found["preferences"]) == ("none", found["back_preferences"]) and "550.163.01-*" in found["preferences"]
+    assert plan(wish(), host())["preferences"] == plan(wish(), with_driver())["back_preferences"] == ""
+
+
 # ---- names -----------------------------------------------------------------------------------------------------------
 
 
