@@ -271,11 +271,14 @@ EVERYONE = {"principal_type": "user", "principal_id": "*", "permission": "read"}
 
 
 MODEL_KEYS = ("id", "state", "base", "name", "description", "active", "access", "groups", "capabilities", "params")
+# Options of Ollama's runner, as in roles/open_webui/files/context_filter.py: what a page sends of them comes after the filter and
+# has the model loaded anew.
+RUNNER_OPTIONS = ("keep_alive", "main_gpu", "num_batch", "num_ctx", "num_gpu", "num_thread", "use_mlock", "use_mmap")
 USER_KEYS = ("email", "state", "name", "role", "password", "update_password")
 
 
 def page_models(given, declared=()):
-    """The entries that the page is to have, each complete with id, name, access and capabilities.
+    """The entries that the page is to have, each complete with id, name, access, capabilities and no option of the runner's that is not asked for.
 
     ``given`` as an inventory has it (open_webui_models), or None for those of ``declared`` (models_declared of the role models).
     A model of Ollama's own gets its tag, as the server lists it so. OpenWebuiError for what cannot be meant.
@@ -292,6 +295,7 @@ def page_models(given, declared=()):
         entry["base" if entry.get("base") else "id"] = tagged(entry.get("base") or entry["id"])
         entry.setdefault("name", model["id"])
         entry["capabilities"] = {"builtin_tools": False, **(model.get("capabilities") or {})}
+        entry["params"] = {**dict.fromkeys(RUNNER_OPTIONS), **(model.get("params") or {})}
         entries.append(entry)
     return entries
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import pathlib
+import re
 import sqlite3
 
 import pytest
@@ -400,15 +402,31 @@ def test_venv_says_what_it_would_build_and_refuses_other_pythons(call, tmp_path)
 
 # --- What the role hands to the modules ---
 
+NO_RUNNER_OPTIONS = dict.fromkeys(_open_webui.RUNNER_OPTIONS)
+
 
 def test_models_of_the_page_follow_the_declared_ones():
     declared = [{"name": "qwen3-14b-4090"}, {"name": "old", "state": "absent"}]
     assert _open_webui.page_models(None, declared) == [
-        {"id": "qwen3-14b-4090:latest", "name": "qwen3-14b-4090", "access": "everyone", "state": "present", "capabilities": {"builtin_tools": False}}
-    ]
+        {"id": "qwen3-14b-4090:latest", "name": "qwen3-14b-4090", "access": "everyone", "state": "present", "capabilities": {"builtin_tools": False},
+         "params": NO_RUNNER_OPTIONS}
+    ]  # fmt: skip
     own = _open_webui.page_models([{"id": "mine", "base": "hf.co/x/y", "capabilities": {"builtin_tools": True, "vision": False}, "access": "groups"}], declared)
     assert own[0]["id"] == "mine" and own[0]["base"] == "hf.co/x/y:latest" and own[0]["capabilities"] == {"builtin_tools": True, "vision": False}
     assert _open_webui.page_models([], declared) == []
+    # What was set on the page goes, what the inventory asks for stays.
+    given = _open_webui.page_models([{"id": "mine", "params": {"num_ctx": 8192, "temperature": 0.6}}])[0]
+    assert given["params"] == {**NO_RUNNER_OPTIONS, "num_ctx": 8192, "temperature": 0.6}
+    observed = {"base": None, "name": "mine", "description": "", "active": True, "access": "everyone", "groups": [], "capabilities": {"builtin_tools": False},
+                "params": {"num_ctx": 2048, "top_k": 5}}  # fmt: skip
+    wanted = _open_webui.wanted_model(observed, _open_webui.page_models([{"id": "mine"}])[0])
+    assert wanted["params"] == {"top_k": 5} and _open_webui.difference(observed, wanted) == ["params"]
+
+
+def test_the_runners_options_are_those_that_the_filter_takes_out():
+    text = (pathlib.Path(__file__).resolve().parents[4] / "roles/open_webui/files/context_filter.py").read_text(encoding="utf-8")
+    named = re.search(r"^RUNNER_OPTIONS = \((.*?)^\)", text, re.MULTILINE | re.DOTALL).group(1)
+    assert tuple(re.findall(r'"(\w+)"', named)) == _open_webui.RUNNER_OPTIONS
 
 
 @pytest.mark.parametrize(
