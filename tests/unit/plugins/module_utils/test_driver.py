@@ -315,7 +315,7 @@ def test_no_reboot_when_no_kernel_has_the_module_any_more(tree):
 def test_a_container_without_kernels_is_not_judged(tree, tmp_path):
     tree("--library", "580.126.09")
     shutil.rmtree(tmp_path / "lib" / "modules")
-    shutil.rmtree(tmp_path / "boot", ignore_errors=True)
+    shutil.rmtree(tmp_path / "boot")
     seen = _driver.observe(tmp_path, None, no_program)
     assert [kernel["bootable"] for kernel in seen["kernels"]] == [False]
     assert _driver.reboot(seen)["safe"] is True
