@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import shutil
 import sys
 import time
@@ -47,20 +48,39 @@ def models_offered(page):
     return found
 
 
-def answers(page):
-    """What stands under each complete answer: the button that copies it."""
-    return page.locator("button.copy-response-button")
+def messages(page):
+    """What is drawn of the conversation. The page draws only what is near the window, so counting it counts nothing."""
+    return page.locator("#messages-container [id^=message-]")
 
 
 def ask(page, number, rounds):
     """Send one question and wait for the whole answer, its thoughts shown as such."""
-    before, thoughts = answers(page).count(), page.get_by_text("Thought for")
-    earlier = thoughts.count()
+    question = f"Question {number} of {rounds}: what follows from the answer before?"
     page.locator("#chat-input").click()
-    page.keyboard.type(f"Question {number} of {rounds}: what follows from the answer before?")
+    page.keyboard.type(question)
     page.keyboard.press("Enter")
-    expect(answers(page)).to_have_count(before + 1, timeout=PATIENCE_MS)
-    expect(thoughts).to_have_count(earlier + 1, timeout=PATIENCE_MS)
+    expect(messages(page).filter(has_text=question)).to_have_count(1, timeout=PATIENCE_MS)
+    answer = messages(page).last
+    expect(answer).not_to_contain_text(question, timeout=PATIENCE_MS)
+    expect(answer.get_by_text("Thought for")).to_be_visible(timeout=PATIENCE_MS)
+    # An answer can be copied once it is whole.
+    expect(answer.locator("button.copy-response-button")).to_have_count(1, timeout=PATIENCE_MS)
+
+
+def rounds_kept(page):
+    """{number of a question: whether its answer, with its thoughts, follows it}, read from the conversation's end up to its beginning."""
+    box, found = page.locator("#messages-container"), {}
+    messages(page).last.wait_for()
+    while True:
+        texts = messages(page).all_inner_texts()
+        for text, after in zip(texts, texts[1:]):
+            asked = re.match(r"Question (\d+) of", text)
+            if asked:
+                found[int(asked[1])] = "Thought for" in after and not after.startswith("Question")
+        if box.evaluate("box => box.scrollTop") == 0:
+            return found
+        box.evaluate("box => { box.scrollTop -= box.clientHeight / 2 }")
+        page.wait_for_timeout(500)
 
 
 def main(url, model, rounds, folder):
@@ -72,6 +92,9 @@ def main(url, model, rounds, folder):
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"])
         offered = {}
         for who in ("ADMIN", "USER"):
+            # One page at a time: behind another one a page draws no frames, and whoever waits for it to stand still waits for ever.
+            for earlier in browser.contexts:
+                earlier.close()
             page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
             page.set_default_timeout(PATIENCE_MS)
             try:
@@ -88,7 +111,10 @@ def main(url, model, rounds, folder):
                 step(f"round {number}: a thought and an answer are shown")
             page.screenshot(path=folder / "rounds.png")
             page.reload()
-            expect(answers(page)).to_have_count(rounds, timeout=PATIENCE_MS)
+            deadline, wanted = time.monotonic() + PATIENCE_MS / 1000, dict.fromkeys(range(1, rounds + 1), True)
+            while (kept := rounds_kept(page)) != wanted:
+                if time.monotonic() > deadline:
+                    sys.exit(f"After a reload the conversation is {kept}; {wanted} was wanted.")
             step("reloaded: every round is there")
             ask(page, rounds + 1, rounds)
             step("and one round more")
