@@ -89,7 +89,7 @@ contract: setup ## The contract suite against the stand-in and, where it is buil
 	@tools/test contract
 
 .PHONY: gateway
-gateway: setup ## The gateway under the distribution's nginx: every route and caller, fuzzed bodies
+gateway: setup ## The gateway under the distribution's nginx: every route and caller, fuzzed bodies, other people's clients
 	@tools/test gateway
 
 .PHONY: bench-gateway

@@ -120,7 +120,7 @@ class Gateway:
         self.port, self.http_port = free_port(), free_port()
         for name in ("conf", "program", "tls", "run"):
             (folder / name).mkdir(parents=True, exist_ok=True)
-        for name in ("gateway.js", "pin.js", "renew", "health"):
+        for name in ("gateway.js", "pin.js", "renew", "acme", "health"):
             shutil.copy(ROLE / "files" / name, folder / "program" / name)
         self.variables = self._variables(wishes)
         self._render()
@@ -244,7 +244,10 @@ class Gateway:
         answer = line.getresponse()
         content = answer.read()
         line.close()
-        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, content
+        told = {}
+        for name, value in answer.getheaders():  # one that is there twice is seen as such
+            told[name.lower()] = f"{told[name.lower()]}, {value}" if name.lower() in told else value
+        return answer.status, told, content
 
     def log(self):
         """The access log's lines, each as a dict."""
