@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import concurrent.futures
+import hashlib
 import json
 import os
 import subprocess
 import time
 
 import pytest
-from conftest import Gateway, Server
+from conftest import TOKENS, Gateway, Server
 
 BODY = json.dumps({"model": "qwen3", "messages": [], "options": {"num_ctx": 1234}, "keep_alive": 0}).encode()
 NOBODY = "127.0.0.1:1"
@@ -122,6 +123,26 @@ def test_a_thousand_requests_while_one_host_is_drained_and_comes_back(fleet):
     assert fleet.health() == ""
     said = fleet.ask(500)
     assert sum(said.values()) == 500 and set(said) == {"one", "two"}
+
+
+def test_a_token_that_the_members_do_not_know(fleet):
+    """Whoever forgot to declare it there is told so."""
+    for server in fleet.servers:
+        server.answer = None
+    policies = [member.folder / "conf" / "policy.js" for member in fleet.members]
+    known = [policy.read_text() for policy in policies]
+    for member, policy, text in zip(fleet.members, policies, known):
+        policy.write_text(text.replace(hashlib.sha256(TOKENS["alice"].encode()).hexdigest(), "0" * 64))
+        member.command("-s", "reload")
+    time.sleep(1)
+    try:
+        status, _headers, body = fleet.front.ask("GET", "/v1/models", token="alice")
+        assert status == 502 and b"gateway_tokens has to be the same" in body
+    finally:
+        for member, policy, text in zip(fleet.members, policies, known):
+            policy.write_text(text)
+            member.command("-s", "reload")
+        time.sleep(1)
 
 
 def test_a_host_that_is_gone_is_no_error(fleet):

@@ -118,6 +118,9 @@ async function list(r) {
         return refuse(r, 405, r.uri + ' takes GET only.');
     }
     const reply = await r.subrequest('/_gateway/server' + r.uri);
+    if (reply.status === 401) {
+        return refuse(r, 502, 'A host behind this gateway does not know the token; gateway_tokens has to be the same on all of them.');
+    }
     if (reply.status !== 200) {
         return refuse(r, reply.status === 503 ? 503 : 502, 'The server behind the gateway did not answer; try again in a moment.');
     }
