@@ -13,7 +13,7 @@ verdict, never a traceback and never "fine".
 
     {"files": [{"path", "sha256" or "" for 'is there', "mode", "owner"}], "links": {path: target}, "directories": [path],
      "units": {unit: {"state": "active" | "inactive", "enabled": bool, "config": mark or "", "vendor": whether its sandbox is somebody
-     else's (optional)}}, "ports": [port], "models": [name],
+     else's (optional), "exposure": its own limit where it has one (optional)}}, "ports": [port], "models": [name],
      "ollama_url", "plan_path", "measured_path", "guard": {"unit", "interval_s", "state_path", "budgets"} or {},
      "certificates": [pattern], "certificate_days": n, "backup_dir", "backup_days": n or None, "gpu_required": bool,
      "tolerance_mib": n, "unit": "ollama.service", "rootfs", "ollama_version", "expected_gpus": [...], "exposure": n,
@@ -346,7 +346,11 @@ def _exposed(seen, wants):
 
 
 def _sandbox(seen, wants):
-    problems = [f"{unit} has an exposure of {value}" for unit, value in seen["exposure"].items() if value is not None and value > wants["exposure"]]
+    problems = [
+        f"{unit} has an exposure of {value}"
+        for unit, value in seen["exposure"].items()
+        if value is not None and value > wants["units"].get(unit, {}).get("exposure", wants["exposure"])
+    ]
     worst = max((value for value in seen["exposure"].values() if value is not None), default=None)
     return _all_well("sandbox", problems, "not known" if worst is None else f"at most {worst}", f"at most {wants['exposure']}")
 

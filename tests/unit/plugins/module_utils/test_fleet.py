@@ -152,6 +152,16 @@ def test_a_certificate_is_read_by_openssl():
     assert _fleet.certificate("/c", answer(b""), now)["days"] is None
 
 
+def test_a_unit_may_have_a_limit_of_its_own():
+    seen = {**WELL, "exposure": {"nginx.service": 2.6}}
+
+    def state(limit):
+        wants = {**WANTS, "units": {**WANTS["units"], "nginx.service": {"state": "active", "enabled": True, "config": "", **limit}}}
+        return next(verdict["state"] for verdict in _fleet.judge("gpu1", seen, wants)["verdicts"] if verdict["name"] == "sandbox")
+
+    assert (state({}), state({"exposure": 3.0}), state({"exposure": 2.5})) == ("fail", "pass", "fail")
+
+
 def test_exposure_is_systemds_figure():
     text = "→ Overall exposure level for ollama.service: 1.4 OK :-)\n".encode()
     assert _fleet.exposure("ollama.service", lambda *_args, **_more: subprocess.CompletedProcess([], 0, text, b"")) == 1.4
