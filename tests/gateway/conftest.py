@@ -14,6 +14,7 @@ import http.server
 import json
 import os
 import pathlib
+import shlex
 import shutil
 import socket
 import ssl
@@ -167,6 +168,8 @@ class Gateway:
         engine = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
         engine.filters["bool"] = lambda value: value if isinstance(value, bool) else str(value).lower() in ("true", "yes", "1")
         engine.filters["to_nice_json"] = json.dumps
+        engine.filters["quote"] = shlex.quote
+        engine.filters["ternary"] = lambda value, yes, no: yes if value else no
         for name in ("nginx.conf", "policy.js", "renew.conf", "upstreams.list"):
             text = engine.from_string((ROLE / "templates" / f"{name}.j2").read_text()).render(self.variables)
             # The world of the test: its own folders, files in place of the journal, and no other user.

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
 import socket
 import subprocess
 import threading
 import time
 
+import jinja2
 import pytest
+from conftest import ROLE
 
 BODY = json.dumps({"model": "qwen3", "messages": [], "options": {"num_ctx": 1234, "top_k": 3}, "keep_alive": 0}).encode()
 
@@ -220,6 +224,20 @@ def test_closed_paths_of_the_page(gateway, page, method, path):
 def test_paths_that_climb_are_refused(gateway, ollama, page, path):
     assert gateway.ask("GET", path, token="alice")[0] == 400
     assert not page.seen and not ollama.seen
+
+
+BEYOND = "GET%20/z%20HTTP/1.1%0d%0aHost:%20localhost%0d%0a%0d%0aPOST%20/api/delete%20HTTP/1.1%0d%0aHost:%20localhost%0d%0a%0d%0a"
+
+
+@pytest.mark.parametrize("path", ["/v1/models/qwen3", "/v1/models/", "/v1/models/x", "/api/version", "/api/tags", "/v1/models", "/healthz"])
+@pytest.mark.parametrize("tail", ["%20HTTP/1.1%0d%0aHost:%20x%0d%0a%0d%0a" + BEYOND, "%0a", "%0d", "%00", "%20x", "%09", "%7f", "%20HTTP/1.1%0a%0a"])
+def test_no_path_becomes_a_second_request(gateway, ollama, page, path, tail):
+    """nginx decodes a path before it hands it on; a line's end in it would end the request's first line."""
+    for token in (None, "alice", "dave"):
+        status, _headers, _body = gateway.ask("GET", path + tail, token=token)
+        assert 400 <= status < 500 or (status == 200 and not ollama.seen), status
+    assert not ollama.seen
+    assert all(seen["path"] == path + tail for seen in page.seen)
 
 
 def test_the_page_is_passed_on(gateway, page):
@@ -518,6 +536,113 @@ def test_renewal(gateway, tmp_path):
     ).stdout
     assert "DNS:b.example" in shown
     subprocess.run(["openssl", "verify", "-CAfile", tls / "ca.crt", tls / "server.pem"], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("name", ["gpu01.rack-07.datacenter-frankfurt.example.org", "gpu 01", "o'brien", "$(touch owned)"])
+def test_an_authority_for_a_host_of_any_name(tmp_path, name):
+    """A common name has 64 characters at most, and a name is no program."""
+    said = renew_with(tmp_path, host=name, names="a" * 60 + ".example.org")
+    assert "a new certificate authority" in said and not (tmp_path / "owned").exists()
+
+
+def render(name, folder, **values):
+    """A template of the role as Ansible would lay it down: quoted by the same function."""
+    engine = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
+    engine.filters.update(quote=shlex.quote, ternary=lambda value, yes, no: yes if value else no, unique=lambda value: list(dict.fromkeys(value)))
+    world = {
+        "__gateway_tls_dir": str(folder / "tls"),
+        "__gateway_config_dir": str(folder),
+        "__gateway_webroot": str(folder / "webroot"),
+        "__gateway_acme": str(folder / "acme"),
+        "__gateway_common_name": "gateway.gpufleet.internal",
+        "gateway_certificate_days": 90,
+        "gateway_ca_days": 3650,
+        "gateway_tls": "own_ca",
+        "gateway_names": ["a.example"],
+        "inventory_hostname": "h",
+    }
+    return engine.from_string((ROLE / "templates" / f"{name}.j2").read_text()).render({**world, **values})
+
+
+def renew_with(folder, host, names):
+    (folder / "renew.conf").write_text(render("renew.conf", folder, inventory_hostname=host, gateway_names=names.split()))
+    done = subprocess.run(
+        ["sh", ROLE / "files" / "renew", "--no-reload"],
+        env={**os.environ, "GPUFLEET_RENEW_CONF": str(folder / "renew.conf")},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+CERTBOT = """#!/bin/sh
+# Stands in for certbot: keeps its words, and makes a certificate of the names that it is asked for.
+printf '%s\n' "$*" >> "$HOME/asked"
+[ ! -e "$HOME/refuse" ] || { echo 'Some challenges have failed.'; exit 1; }
+while [ $# -gt 0 ]; do
+  case $1 in
+    --domain) names="${names:+$names,}DNS:$(echo "$2" | tr A-Z a-z)"; shift ;;
+    --deploy-hook) hook=$2; shift ;;
+    --config-dir) live=$2/live/gpufleet-gateway; shift ;;
+  esac
+  shift
+done
+mkdir -p "$live"
+openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days "$(cat "$HOME/days" 2>/dev/null || echo 90)" -keyout "$live/privkey.pem" \
+  -out "$live/cert.pem" -subj /CN=x -addext "subjectAltName=$names" 2>/dev/null
+cp "$live/cert.pem" "$live/fullchain.pem"
+sh -c "$hook"
+"""
+
+
+def test_a_certificate_over_acme(tmp_path):
+    """Asked for once, again when names, authority or time say so; laid down by the hook; an authority that refuses changes nothing."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "certbot").write_text(CERTBOT)
+    (tmp_path / "bin" / "certbot").chmod(0o755)
+    shutil.copy(ROLE / "files" / "acme", tmp_path / "acme")
+    (tmp_path / "acme").chmod(0o755)
+    pem, conf, asked = tmp_path / "tls" / "server.pem", tmp_path / "acme.conf", tmp_path / "asked"
+
+    def acme(*words, code=0, **wishes):
+        wanted = {"gateway_names": ["LLM.example.org", "b.example.org"], "gateway_acme_email": "o'brien@example.org", "gateway_tls": "acme"}
+        given = {**wanted, "gateway_acme_directory": None, "gateway_acme_ca": None, **wishes}
+        conf.write_text(render("acme.conf", tmp_path, **given).replace("/etc/letsencrypt", str(tmp_path / "letsencrypt")))
+        (tmp_path / "renew.conf").write_text(render("renew.conf", tmp_path, **given))
+        environment = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "HOME": str(tmp_path), "GPUFLEET_ACME_CONF": str(conf)}
+        environment["GPUFLEET_RENEW_CONF"] = str(tmp_path / "renew.conf")
+        # As on a host: the gateway serves with a certificate of its own first.
+        subprocess.run(["sh", ROLE / "files" / "renew", "--no-reload"], env=environment, check=True, capture_output=True)
+        done = subprocess.run([tmp_path / "acme", *words], env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stderr
+        return done.stdout.strip() if code == 0 else done.stderr
+
+    assert "a new certificate" in acme("--check") and not asked.exists()
+    own = pem.read_bytes()
+    (tmp_path / "refuse").touch()
+    assert "challenges have failed" in acme(code=1) and pem.read_bytes() == own
+    (tmp_path / "refuse").unlink()
+    assert "a new certificate" in acme()
+    first = pem.read_bytes()
+    assert first != own and b"PRIVATE KEY" in first and oct(pem.stat().st_mode & 0o777) == "0o600"
+    assert "--email o'brien@example.org" in asked.read_text()
+    # A capital in a name is no other name; and our own program leaves alone what is not its own.
+    assert acme() == acme("--check") == "" and pem.read_bytes() == first
+    pem.unlink()
+    assert "laid down" in acme() and pem.read_bytes() == first
+    assert "new certificate" in acme(gateway_acme_directory="https://acme.example/dir") and "--server https://acme.example/dir" in asked.read_text()
+    assert "new certificate" in acme(gateway_names=["b.example.org"]) and "--renew-with-new-domains" in asked.read_text().splitlines()[-1]
+    (tmp_path / "days").write_text("2")
+    acme()
+    assert "within three days" in acme("--check")
+    # Left for another kind: the hook that certbot still knows changes nothing.
+    conf.unlink()
+    before = pem.read_bytes()
+    subprocess.run([tmp_path / "acme", "--deploy"], env={"PATH": os.environ["PATH"], "GPUFLEET_ACME_CONF": str(conf)}, check=True)
+    assert pem.read_bytes() == before
 
 
 def test_free_of_connections_afterwards(gateway):

@@ -100,8 +100,9 @@ function read(r) {
         r.headersOut['Allow'] = 'GET, HEAD';
         return refuse(r, 405, r.uri + ' takes GET only.');
     }
-    const one = /^\/v1\/models\/(.+)$/.exec(r.uri);
-    if (one && !mayUse(mine, one[1])) {
+    // nginx hands the path on decoded, so a name with a line's end or a blank would be another request's beginning.
+    const one = r.uri.slice('/v1/models/'.length);
+    if (r.uri.indexOf('/v1/models/') === 0 && (/[^A-Za-z0-9._:\/-]/.test(one) || !mayUse(mine, one))) {
         return refuse(r, 404, 'This model is not declared here, or not for this token.');
     }
     r.internalRedirect('@server');
