@@ -113,7 +113,9 @@ def first_bytes(front, origin):
     def ask(line, headers):
         def once():
             line.request("POST", "/api/chat", body, headers)
-            line.getresponse().read()
+            answer = line.getresponse()
+            if answer.status != 200 or b'"from"' not in answer.read():
+                raise SystemExit(f"{line.host}:{line.port} answered {answer.status}; 200 with a body was wanted.")
 
         return once
 
