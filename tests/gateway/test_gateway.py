@@ -632,6 +632,8 @@ def test_a_certificate_over_acme(tmp_path):
     # A capital in a name is no other name; and our own program leaves alone what is not its own.
     assert acme() == acme("--check") == "" and pem.read_bytes() == first
     pem.unlink()
+    # A certificate that is gone is no reason not to start: our own comes first.
+    assert "laid down" in acme("--check") and pem.exists()
     assert "laid down" in acme() and pem.read_bytes() == first
     assert "new certificate" in acme(gateway_acme_directory="https://acme.example/dir") and "--server https://acme.example/dir" in asked.read_text()
     assert "new certificate" in acme(gateway_names=["b.example.org"]) and "--renew-with-new-domains" in asked.read_text().splitlines()[-1]
