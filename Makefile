@@ -10,7 +10,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 COLLECTION := .collections/ansible_collections/gpufleet/llm
-LAB := molecule/lab/lab
+LAB := lab/lab
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
@@ -23,13 +23,17 @@ help: ## List the targets
 $(VENV)/.complete: requirements/dev.txt tools/setup
 	@tools/setup $(PYTHON) $(VENV)
 
+# A checkout runs as it is: Ansible finds this folder under the collection's name.
+$(COLLECTION):
+	@mkdir -p $(@D) && ln -sfn ../../.. $@
+
 # What only one kind of test needs (a browser's driver, other people's clients) has an environment of its own: requirements/NAME.txt
 # in .venv-NAME. A recipe or tools/test asks for it by `make .venv-NAME/.complete`.
 .venv-%/.complete: requirements/%.txt tools/setup
 	@tools/setup $(PYTHON) .venv-$* $*
 
 .PHONY: setup
-setup: $(VENV)/.complete ## Install what the controller needs (apt packages, one virtual environment)
+setup: $(VENV)/.complete $(COLLECTION) ## Install what the controller needs (apt packages, one virtual environment)
 
 NAME ?= dev
 .PHONY: requirements
@@ -51,7 +55,7 @@ demo-down: ## Remove the throw-away host and all that belongs to it
 RELEASES ?=
 .PHONY: real-server
 real-server: ## Build the real Ollama server for the lab, by name from the package registries (about 17 min, once); RELEASES=all for the one to upgrade from too
-	@$(PYTHON) molecule/lab/real/build $(RELEASES)
+	@$(PYTHON) lab/real/build $(RELEASES)
 
 # --- Tests ---
 
@@ -94,27 +98,27 @@ gateway: setup ## The gateway under the distribution's nginx: every route and ca
 
 .PHONY: bench-gateway
 bench-gateway: setup ## Runner starts, first byte and parallel streams through the gateway
-	@PYTHONPATH=.collections $(BIN)/python tests/bench_gateway.py
+	@PYTHONPATH=.collections $(BIN)/python bench/gateway.py
 
 .PHONY: bench-plan
 bench-plan: setup ## The plan's formula beside the real server's dry run
-	@$(BIN)/python tests/bench_plan.py
+	@$(BIN)/python bench/plan.py
 
 .PHONY: bench-load
 bench-load: setup ## The plan beside what the real server then takes of a simulated card
-	@$(BIN)/python tests/bench_load.py
+	@$(BIN)/python bench/load.py
 
 .PHONY: bench-model
 bench-model: setup ## What a declared model asks of the real server: requests, writes, time; 500 random declarations
-	@$(BIN)/python tests/bench_model.py
+	@$(BIN)/python bench/model.py
 
 .PHONY: bench-guard
 bench-guard: setup ## What a tick of the guard costs
-	@$(BIN)/python tests/bench_guard.py
+	@$(BIN)/python bench/guard.py
 
 .PHONY: bench-rounds
 bench-rounds: setup ## What ten rounds of conversation send to the model, with our settings and without
-	@$(BIN)/python tests/bench_rounds.py
+	@$(BIN)/python bench/rounds.py
 
 # --- The collection ---
 

@@ -18,11 +18,10 @@ import time
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _soak_verdict
+from ansible_collections.gpufleet.llm.plugins.module_utils._host import programs
+from ansible_collections.gpufleet.llm.plugins.module_utils._soak import verdicts
 
 UNIT = "gpufleet-soak.service"
-PACKAGE = "gpufleet_llm"
-MODULES = ("_guard", "_guard_policy", "_nvml", "_ollama", "_soak", "_soak_client", "_soak_load", "_soak_verdict")
 MARK = "--gpufleet-state--"
 PATIENCE_S = 300  # for a host that cannot be reached for a while: the test goes on there
 
@@ -98,7 +97,7 @@ class ActionModule(ActionBase):
         command = (
             f"systemd-run --quiet --collect --unit={UNIT} --property=WorkingDirectory={quoted} --property=TimeoutStopSec=45 --property=KillMode=mixed"
             f" --property=StandardOutput=null --property=StandardError=append:{quoted}/stderr"
-            f" {shlex.quote(args['python'])} -u -m {PACKAGE}._soak {quoted}"
+            f" {shlex.quote(args['python'])} -u -m {programs.PACKAGE}._soak.program {quoted}"
         )
         self._sh(command, f"start {UNIT}")
 
@@ -131,8 +130,8 @@ class ActionModule(ActionBase):
         raw = base64.b64decode(self._sh(f"gzip -c {quoted}/run.jsonl | base64 -w0", "fetch the measure"))
         text = gzip.decompress(raw).decode("utf-8", "replace") if raw else ""
         try:
-            _soak_verdict.parse(text.splitlines())
-        except _soak_verdict.VerdictError as error:
+            verdicts.parse(text.splitlines())
+        except verdicts.VerdictError as error:
             said = self._sh(f"tail -c 1500 {quoted}/stderr", "read its errors", must=False).strip()
             raise AnsibleActionFail(f"The soak test on {self._host} left no measure: {said or error}") from error
         os.makedirs(os.path.dirname(dest) or ".", exist_ok=True)
@@ -142,13 +141,10 @@ class ActionModule(ActionBase):
 
 def archive(config):
     """A gzipped tar of the shared files and the configuration, which only root may read: it may hold a token."""
-    source = os.path.join(os.path.dirname(__file__), "..", "module_utils")
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        _add(tar, f"{PACKAGE}/__init__.py", b"")
-        for name in MODULES:
-            with open(os.path.join(source, f"{name}.py"), "rb") as handle:
-                _add(tar, f"{PACKAGE}/{name}.py", handle.read())
+        for path, text in programs.sources("soak").items():
+            _add(tar, path, text.encode())
         _add(tar, "config.json", json.dumps(config).encode(), 0o600)
     return buffer.getvalue()
 

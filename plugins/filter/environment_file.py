@@ -4,11 +4,11 @@
 
 from __future__ import annotations
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _ollama_env
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import environment as ollama_environment
 
 
 class FilterModule:
     """The filter gpufleet.llm.environment_file."""
 
     def filters(self):
-        return {"environment_file": _ollama_env.environment_file}
+        return {"environment_file": ollama_environment.environment_file}

@@ -4,11 +4,11 @@
 
 from __future__ import annotations
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _gateway
+from ansible_collections.gpufleet.llm.plugins.module_utils._gateway import policy as gateway_policy
 
 
 class FilterModule:
     """The filter gpufleet.llm.gateway_policy."""
 
     def filters(self):
-        return {"gateway_policy": _gateway.policy}
+        return {"gateway_policy": gateway_policy.policy}

@@ -4,11 +4,11 @@
 
 from __future__ import annotations
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _gateway
+from ansible_collections.gpufleet.llm.plugins.module_utils._gateway import policy as gateway_policy
 
 
 class FilterModule:
     """The filter gpufleet.llm.gateway_problems."""
 
     def filters(self):
-        return {"gateway_problems": _gateway.problems}
+        return {"gateway_problems": gateway_policy.problems}

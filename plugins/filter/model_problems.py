@@ -4,11 +4,11 @@
 
 from __future__ import annotations
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _models_declared
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import declared as ollama_declared
 
 
 class FilterModule:
     """The filter gpufleet.llm.model_problems."""
 
     def filters(self):
-        return {"model_problems": _models_declared.problems}
+        return {"model_problems": ollama_declared.problems}

@@ -6,14 +6,14 @@ from __future__ import annotations
 
 from ansible.errors import AnsibleFilterError
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _ollama_env
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import environment
 
 
 def ollama_environment(settings, extra=None):
     """Environment of the Ollama server, checked; see DOCUMENTATION beside this file."""
     try:
-        return _ollama_env.render(dict(settings), dict(extra or {}))
-    except _ollama_env.EnvError as error:
+        return environment.render(dict(settings), dict(extra or {}))
+    except environment.EnvError as error:
         raise AnsibleFilterError(str(error)) from error
 
 

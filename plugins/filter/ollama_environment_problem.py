@@ -4,14 +4,14 @@
 
 from __future__ import annotations
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _ollama_env
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import environment as ollama_environment
 
 
 def ollama_environment_problem(settings, extra=None):
     """What is wrong with the environment, in one sentence; '' where nothing is."""
     try:
-        _ollama_env.render(dict(settings), dict(extra or {}))
-    except _ollama_env.EnvError as error:
+        ollama_environment.render(dict(settings), dict(extra or {}))
+    except ollama_environment.EnvError as error:
         return str(error)
     return ""
 

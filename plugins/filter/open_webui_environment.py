@@ -6,14 +6,14 @@ from __future__ import annotations
 
 from ansible.errors import AnsibleFilterError
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _open_webui_env
+from ansible_collections.gpufleet.llm.plugins.module_utils._open_webui import environment
 
 
 def open_webui_environment(settings, extra=None, owned=None):
     """Environment of Open WebUI, checked; see DOCUMENTATION beside this file."""
     try:
-        return _open_webui_env.render(dict(settings), dict(extra or {}), dict(owned or {}))
-    except _open_webui_env.EnvError as error:
+        return environment.render(dict(settings), dict(extra or {}), dict(owned or {}))
+    except environment.EnvError as error:
         raise AnsibleFilterError(str(error)) from error
 
 

@@ -6,14 +6,14 @@ from __future__ import annotations
 
 from ansible.errors import AnsibleFilterError
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _open_webui_env
+from ansible_collections.gpufleet.llm.plugins.module_utils._open_webui import environment as open_webui_environment
 
 
 def open_webui_secret_environment(extra, owned=None):
     """Secret environment of Open WebUI, checked; see DOCUMENTATION beside this file."""
     try:
-        return _open_webui_env.render_secrets(dict(extra or {}), dict(owned or {}))
-    except _open_webui_env.EnvError as error:
+        return open_webui_environment.render_secrets(dict(extra or {}), dict(owned or {}))
+    except open_webui_environment.EnvError as error:
         raise AnsibleFilterError(str(error)) from error
 
 

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 from ansible.errors import AnsibleFilterError
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _open_webui
+from ansible_collections.gpufleet.llm.plugins.module_utils._open_webui import client as open_webui_client
 
 
 def open_webui_users(given):
     try:
-        return _open_webui.page_users(given)
-    except _open_webui.OpenWebuiError as error:
+        return open_webui_client.page_users(given)
+    except open_webui_client.OpenWebuiError as error:
         raise AnsibleFilterError(str(error)) from error
 
 

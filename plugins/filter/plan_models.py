@@ -4,11 +4,11 @@
 
 from __future__ import annotations
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _models_declared
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import declared as ollama_declared
 
 
 class FilterModule:
     """The filter gpufleet.llm.plan_models."""
 
     def filters(self):
-        return {"plan_models": _models_declared.plan_models}
+        return {"plan_models": ollama_declared.plan_models}

@@ -4,14 +4,14 @@
 
 from __future__ import annotations
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _soak_load
+from ansible_collections.gpufleet.llm.plugins.module_utils._soak import load as soak_load
 
 
 def soak_load_problem(changes, preset):
     """'' or the sentence that says why this is no load."""
     try:
-        _soak_load.settle(preset, dict(changes))
-    except (_soak_load.LoadError, TypeError, ValueError) as error:
+        soak_load.settle(preset, dict(changes))
+    except (soak_load.LoadError, TypeError, ValueError) as error:
         return f"soak_load: {error}"
     return ""
 

@@ -62,15 +62,15 @@ import tempfile
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.urls import open_url
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _openpgp
+from ansible_collections.gpufleet.llm.plugins.module_utils._driver import openpgp
 
 
 def read(path):
     """The fingerprints in a keyring on the host; [] where there is none that can be read."""
     try:
         with open(path, "rb") as handle:
-            return _openpgp.fingerprints(handle.read())
-    except (OSError, _openpgp.OpenpgpError):
+            return openpgp.fingerprints(handle.read())
+    except (OSError, openpgp.OpenpgpError):
         return []
 
 
@@ -78,7 +78,7 @@ def fetch(url):
     try:
         return open_url(url, timeout=60).read()
     except Exception as error:  # urllib, ssl and socket have no class of errors in common
-        raise _openpgp.OpenpgpError(
+        raise openpgp.OpenpgpError(
             f"{url} could not be read ({error}); wanted is the repository's keyring. Check the address and the host's way to it."
         ) from error
 
@@ -107,9 +107,9 @@ def main():
     if have and set(have) <= expected:
         module.exit_json(changed=False, fingerprints=have)
     try:
-        data = _openpgp.dearmor(fetch(asked["url"]))
-        found = _openpgp.fingerprints(data)
-    except _openpgp.OpenpgpError as error:
+        data = openpgp.dearmor(fetch(asked["url"]))
+        found = openpgp.fingerprints(data)
+    except openpgp.OpenpgpError as error:
         module.fail_json(msg=str(error))
     strange = sorted(set(found) - expected)
     if strange:

@@ -245,7 +245,9 @@ import shutil
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.urls import open_url
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _driver, _driver_packages, _host
+from ansible_collections.gpufleet.llm.plugins.module_utils._driver import packages as driver_packages
+from ansible_collections.gpufleet.llm.plugins.module_utils._driver import state as driver_state
+from ansible_collections.gpufleet.llm.plugins.module_utils._host import facts as host_facts
 
 
 def fetch_index(address):
@@ -253,31 +255,31 @@ def fetch_index(address):
     url = f"{address}/Packages.gz"
     try:
         body = open_url(url, timeout=60).read()
-        return _driver_packages.parse_index(gzip.decompress(body).decode("utf-8", "replace"))
+        return driver_packages.parse_index(gzip.decompress(body).decode("utf-8", "replace"))
     except Exception as error:  # urllib, ssl and socket have no class of errors in common
-        raise _driver_packages.PackagesError(
+        raise driver_packages.PackagesError(
             f"{url} could not be read ({error}); wanted is the index of NVIDIA's repository. Check cuda_repo_url and the host's way to it. Nothing was changed."
         ) from error
 
 
 def observe(asked):
     """Everything that the module returns, for its options."""
-    seen = _driver_packages.observe(hardware=asked["path_rootfs"])
-    wish = _driver_packages.wanted(asked, seen["distribution"], asked["tables"].get(seen["distribution"]["id"]))
+    seen = driver_packages.observe(hardware=asked["path_rootfs"])
+    wish = driver_packages.wanted(asked, seen["distribution"], asked["tables"].get(seen["distribution"]["id"]))
 
     def offer():
         if asked["source"] == "nvidia_repo":
             return fetch_index(f"{asked['repository']}/{wish['directory']}/x86_64")
-        return _driver_packages.ask_apt(wish)
+        return driver_packages.ask_apt(wish)
 
-    found = _driver_packages.difference(asked, wish, seen, offer, asked["gpus"])
-    kept = [{"path": _driver_packages.PREFERENCES, "content": found["preferences"]}] if found["preferences"] else []
+    found = driver_packages.difference(asked, wish, seen, offer, asked["gpus"])
+    kept = [{"path": driver_packages.PREFERENCES, "content": found["preferences"]}] if found["preferences"] else []
     return dict(
         found,
         foreign_sources=seen["sources"],
-        files_differ=[one["path"] for one in asked["files"] + kept if _host.read_text(one["path"]) != one["content"]],
-        units=_host.units(asked["units"]),
-        initramfs=shutil.which("update-initramfs", path=_host.SEARCH_PATH) is not None,
+        files_differ=[one["path"] for one in asked["files"] + kept if host_facts.read_text(one["path"]) != one["content"]],
+        units=host_facts.units(asked["units"]),
+        initramfs=shutil.which("update-initramfs", path=host_facts.SEARCH_PATH) is not None,
     )
 
 
@@ -312,7 +314,7 @@ def main():
     )
     try:
         module.exit_json(changed=False, **observe(module.params))
-    except (_driver.DriverError, _driver_packages.PackagesError, _host.HostError) as error:
+    except (driver_state.DriverError, driver_packages.PackagesError, host_facts.HostError) as error:
         module.fail_json(msg=str(error))
 
 

@@ -25,7 +25,7 @@ options:
     type: str
     required: true
   wants:
-    description: What is to be found; its keys are those of the docstring of C(plugins/module_utils/_fleet.py).
+    description: What is to be found; its keys are those of the docstring of C(plugins/module_utils/_fleet/verify.py).
     type: dict
     required: true
   python:
@@ -63,7 +63,8 @@ import sys
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.common.respawn import has_respawned, respawn_module
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _driver, _fleet
+from ansible_collections.gpufleet.llm.plugins.module_utils._driver import state as driver_state
+from ansible_collections.gpufleet.llm.plugins.module_utils._fleet import verify as fleet_verify
 
 
 def main():
@@ -79,10 +80,10 @@ def main():
     if not has_respawned() and os.access(asked["python"], os.X_OK) and asked["python"] != sys.executable:
         respawn_module(asked["python"])
     try:
-        seen = _fleet.observe(asked["wants"])
-    except _driver.DriverError as error:
+        seen = fleet_verify.observe(asked["wants"])
+    except driver_state.DriverError as error:
         module.fail_json(msg=str(error))
-    module.exit_json(changed=False, verified=_fleet.judge(asked["host"], seen, asked["wants"]))
+    module.exit_json(changed=False, verified=fleet_verify.judge(asked["host"], seen, asked["wants"]))
 
 
 if __name__ == "__main__":

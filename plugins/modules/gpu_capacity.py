@@ -250,14 +250,18 @@ import re
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.common.respawn import has_respawned, respawn_module
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _dry_run, _gguf, _nvml, _ollama, _plan, _vram
+from ansible_collections.gpufleet.llm.plugins.module_utils._gpu import nvml
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import client as ollama_client
+from ansible_collections.gpufleet.llm.plugins.module_utils._plan import dry_run as plan_dry_run
+from ansible_collections.gpufleet.llm.plugins.module_utils._plan import formula, gguf
+from ansible_collections.gpufleet.llm.plugins.module_utils._plan import plan as plan_plan
 
 SOURCES = ("metadata", "gguf", "url", "ref", "from_server")
 CARD = {
     "name": {"type": "str"},
     "uuid": {"type": "str"},
     "total_mib": {"type": "int", "required": True},
-    "reserved_mib": {"type": "int", "default": _plan.DEFAULT_RESERVED_MIB},
+    "reserved_mib": {"type": "int", "default": plan_plan.DEFAULT_RESERVED_MIB},
     "used_mib": {"type": "int", "default": 0},
     "compute_capability": {"type": "str"},
 }
@@ -265,7 +269,7 @@ MODEL = {
     "name": {"type": "str"},
     "num_ctx": {"type": "int"},
     "num_parallel": {"type": "int", "default": 1},
-    "kv_cache_type": {"type": "str", "default": "f16", "choices": list(_vram.KV_TYPES)},
+    "kv_cache_type": {"type": "str", "default": "f16", "choices": list(formula.KV_TYPES)},
     "flash_attention": {"type": "bool", "default": True},
     "num_batch": {"type": "int"},
     "metadata": {"type": "dict"},
@@ -274,15 +278,15 @@ MODEL = {
     "ref": {"type": "str"},
     "from_server": {"type": "str"},
 }
-ERRORS = (_plan.PlanError, _vram.VramError, _gguf.GgufError, _ollama.OllamaError, _dry_run.DryRunError)
+ERRORS = (plan_plan.PlanError, formula.VramError, gguf.GgufError, ollama_client.OllamaError, plan_dry_run.DryRunError)
 
 
 def wish_of(model, client, headers):
-    """A model of the arguments as _plan takes it; its header is read once for all models of the same source."""
+    """A model of the arguments as plan_plan takes it; its header is read once for all models of the same source."""
     name = model["name"] or model["ref"] or model["from_server"] or os.path.basename(model["gguf"] or model["url"] or "") or "the model"
     for setting, least, most in (("num_ctx", 1, 1 << 24), ("num_parallel", 1, 1024), ("num_batch", 1, 1 << 20)):
         if model[setting] is not None and not least <= model[setting] <= most:
-            raise _plan.PlanError(f"Model {name}: {setting}={model[setting]} is out of bounds; wanted is {least:,} to {most:,}.")
+            raise plan_plan.PlanError(f"Model {name}: {setting}={model[setting]} is out of bounds; wanted is {least:,} to {most:,}.")
     source = next((kind, model[kind]) for kind in SOURCES if model[kind] is not None)
     header = next((known for asked, known in headers if asked == source), None)
     if header is None:
@@ -295,22 +299,22 @@ def wish_of(model, client, headers):
 def header_of(kind, value, client):
     """The header of a model from one of SOURCES."""
     if kind == "gguf":
-        return _gguf.read_file(value)
+        return gguf.read_file(value)
     if kind == "url":
-        return _gguf.read_url(value)
+        return gguf.read_url(value)
     if kind == "ref":
-        return _gguf.read_registry(value)
+        return gguf.read_registry(value)
     if kind == "from_server":
         return header_of_server(client.show(value), value)
-    return _gguf.from_metadata(value)
+    return gguf.from_metadata(value)
 
 
 def header_of_server(answer, name):
     """The whole header where the server's blob can be read from here (its Modelfile names it), else what the server says."""
     blob = re.search(r"^FROM (/\S+)$", answer.get("modelfile", ""), re.MULTILINE)
     if blob and os.access(blob[1], os.R_OK):
-        return {**_gguf.read_file(blob[1]), "source": f"{name} (Ollama server)"}
-    return _gguf.from_show(answer, name)
+        return {**gguf.read_file(blob[1]), "source": f"{name} (Ollama server)"}
+    return gguf.from_show(answer, name)
 
 
 def read_text(path):
@@ -322,13 +326,13 @@ def read_text(path):
 
 
 def dry_runs(module, engine):
-    """The dry run as _plan.make() wants it: what the written plan remembers of it, or the engine's answer now."""
+    """The dry run as plan_plan.make() wants it: what the written plan remembers of it, or the engine's answer now."""
     written = read_text(module.params["write_to"])
     given = module.params["gpus"] is not None
 
     def dry_run(wish, cards, num_batch):
-        before = _plan.remembered(written, wish, cards, num_batch, engine["label"])
-        return before or _dry_run.run(engine, wish, cards, num_batch, given)
+        before = plan_plan.remembered(written, wish, cards, num_batch, engine["label"])
+        return before or plan_dry_run.run(engine, wish, cards, num_batch, given)
 
     return dry_run
 
@@ -336,23 +340,23 @@ def dry_runs(module, engine):
 def cards_of(module):
     """(cards, None), or (None, why no card could be read and nothing was given instead)."""
     if module.params["gpus"] is not None:
-        return _plan.cards_given(module.params["gpus"]), None
+        return plan_plan.cards_given(module.params["gpus"]), None
     python = os.path.join(module.params["venv"], "bin/python")
-    if _nvml.client() is None and not has_respawned() and os.access(python, os.X_OK):
+    if nvml.client() is None and not has_respawned() and os.access(python, os.X_OK):
         respawn_module(python)
     instead = module.params["gpus_if_unreadable"]
     try:
-        return _plan.cards_read(_nvml.sample()), None
-    except _plan.PlanError as error:
+        return plan_plan.cards_read(nvml.sample()), None
+    except plan_plan.PlanError as error:
         if instead is None:
             raise
-        return (_plan.cards_given(instead) if instead else None), str(error)
+        return (plan_plan.cards_given(instead) if instead else None), str(error)
 
 
 def write(module, path, plan):
     """Bring the file to the plan; {changed, diff}."""
-    after, before = _plan.document(plan), read_text(path)
-    changed = not _plan.same(before, plan)
+    after, before = plan_plan.document(plan), read_text(path)
+    changed = not plan_plan.same(before, plan)
     if changed and not module.check_mode:
         if not os.path.isdir(os.path.dirname(path)):
             module.fail_json(msg=f"The folder of write_to={path} is not there. Make it first, owned by root, mode 0755.")
@@ -387,7 +391,7 @@ def main():
             "max_loaded_models": {"type": "int", "default": 1},
             "state": {"type": "str", "default": "planned", "choices": ["planned", "asserted"]},
             "write_to": {"type": "path"},
-            "server_url": {"type": "str", "default": _ollama.DEFAULT_URL},
+            "server_url": {"type": "str", "default": ollama_client.DEFAULT_URL},
             "venv": {"type": "path", "default": "/opt/gpufleet/venv"},
         },
         supports_check_mode=True,
@@ -396,16 +400,16 @@ def main():
     result = {"changed": False}
     try:
         cards, unreadable = cards_of(module)
-        client = _ollama.Client(asked["server_url"], timeout=30)
+        client = ollama_client.Client(asked["server_url"], timeout=30)
         headers = []
         wishes = [wish_of(model, client, headers) for model in asked["models"]]
-        engine = None if asked["method"] == "formula" else _dry_run.find(asked["engine"], asked["engine_environment"], asked["engine_user"])
+        engine = None if asked["method"] == "formula" else plan_dry_run.find(asked["engine"], asked["engine_environment"], asked["engine_user"])
         if asked["method"] == "dry_run" and engine is None:
             module.fail_json(
                 msg=f"method=dry_run needs llama-server in engine={asked['engine']}, and it is not there."
                 " Install Ollama (role gpufleet.llm.ollama) or use method=formula."
             )
-        plan = _plan.make(
+        plan = plan_plan.make(
             wishes,
             cards or [],
             reserve_mib=asked["reserve_mib"],

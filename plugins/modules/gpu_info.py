@@ -220,33 +220,34 @@ import sys
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.common.respawn import has_respawned, respawn_module
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _driver, _nvml
+from ansible_collections.gpufleet.llm.plugins.module_utils._driver import state as driver_state
+from ansible_collections.gpufleet.llm.plugins.module_utils._gpu import nvml
 
 
 def observe(asked):
     """Everything that the module returns, for its options."""
-    taken = _nvml.sample()
-    seen = _driver.observe(asked["path_rootfs"], taken)
-    problems = _driver.judge(seen, taken, asked["ollama_version"], asked["expected_gpus"])
+    taken = nvml.sample()
+    seen = driver_state.observe(asked["path_rootfs"], taken)
+    problems = driver_state.judge(seen, taken, asked["ollama_version"], asked["expected_gpus"])
     capabilities = [gpu["compute_capability"] for gpu in taken["gpus"] if gpu["compute_capability"]]
-    ml_py, deprecated = _nvml.client_versions()
+    ml_py, deprecated = nvml.client_versions()
     return {
         "state": taken["state"],
         "message": taken["message"],
         "source": taken["source"],
         "gpus": [{key: value for key, value in gpu.items() if key != "processes"} for gpu in taken["gpus"]],
-        "processes": _nvml.processes(taken),
+        "processes": nvml.processes(taken),
         "driver": dict(
             seen,
             branch=taken["driver_branch"],
             nvml_version=taken["nvml_version"],
             cuda_version=taken["cuda_version"],
-            ollama=_driver.ollama_serves(
+            ollama=driver_state.ollama_serves(
                 seen["loaded_version"] or seen["library_version"],
                 asked["ollama_version"],
-                min(capabilities, key=_driver.version_key, default=None),
+                min(capabilities, key=driver_state.version_key, default=None),
             ),
-            reboot=_driver.reboot(seen),
+            reboot=driver_state.reboot(seen),
         ),
         "problems": problems,
         "client": {
@@ -281,7 +282,7 @@ def main():
         respawn_module(asked["python"])
     try:
         module.exit_json(changed=False, **observe(asked))
-    except _driver.DriverError as error:
+    except driver_state.DriverError as error:
         module.fail_json(msg=str(error))
 
 

@@ -116,7 +116,7 @@ uid:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _host
+from ansible_collections.gpufleet.llm.plugins.module_utils._host import facts as host_facts
 
 
 def main():
@@ -131,8 +131,8 @@ def main():
     )
     asked = module.params
     try:
-        seen = _host.observe(asked["paths"], asked["ports"], asked["units"], asked["commands"])
-    except _host.HostError as error:
+        seen = host_facts.observe(asked["paths"], asked["ports"], asked["units"], asked["commands"])
+    except host_facts.HostError as error:
         module.fail_json(msg=str(error))
     module.exit_json(changed=False, **seen)
 

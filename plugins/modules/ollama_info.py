@@ -225,13 +225,11 @@ import os
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import (
-    _modelfile,
-    _models_declared,
-    _ollama,
-    _ollama_model,
-    _ollama_service,
-)
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import client as ollama_client
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import declared as ollama_declared
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import model as ollama_model
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import modelfile
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import service as ollama_service
 
 
 def main():
@@ -245,21 +243,21 @@ def main():
             "plan": {"type": "path"},
             "wishes": {"type": "str", "default": ""},
             "must_answer": {"type": "bool", "default": True},
-            "url": {"type": "str", "default": _ollama.DEFAULT_URL},
+            "url": {"type": "str", "default": ollama_client.DEFAULT_URL},
             "timeout": {"type": "int", "default": 600},
         },
         supports_check_mode=True,
     )
     params = module.params
     try:
-        entries = [_models_declared.Entry.of(entry) for entry in params["declared"]]
-        service = _ollama_service.observe(params["unit"]) if params["unit"] else None
+        entries = [ollama_declared.Entry.of(entry) for entry in params["declared"]]
+        service = ollama_service.observe(params["unit"]) if params["unit"] else None
         told, warnings = look(params, entries, service, must_answer=params["must_answer"] and not module.check_mode)
     except (
-        _ollama.OllamaError,
-        _ollama_model.ModelError,
-        _modelfile.ModelfileError,
-        _ollama_service.ServiceError,
+        ollama_client.OllamaError,
+        ollama_model.ModelError,
+        modelfile.ModelfileError,
+        ollama_service.ServiceError,
         ValueError,
     ) as error:
         module.fail_json(msg=str(error))
@@ -272,19 +270,19 @@ def main():
 
 def look(params, entries, service, must_answer):
     """What to return, and warnings."""
-    client = _ollama.Client(params["url"], timeout=params["timeout"])
+    client = ollama_client.Client(params["url"], timeout=params["timeout"])
     try:
         version = client.version()
-    except _ollama.OllamaError as error:
+    except ollama_client.OllamaError as error:
         if must_answer or not error.down:
             raise
         told = {"reachable": False, "models": [], "loaded": [], "undeclared": [], "requests": {"count": 1, "seconds": 0.0}}
         told["declared"] = [with_modelfile(entry.predicted(), entry, params["modelfiles"]) for entry in entries]
         told.update(measured={}, measured_pending=False, plan_pending=bool(params["plan"]))
         return told, [f"{error} The server is taken to have no models yet."] if params["must_answer"] else []
-    store = _ollama_model.Store(client)
+    store = ollama_model.Store(client)
     ps = client.ps()
-    remembered = _models_declared.Measured.read(params["measured"], version, (service or {}).get("settings"), params["planned"])
+    remembered = ollama_declared.Measured.read(params["measured"], version, (service or {}).get("settings"), params["planned"])
     compared, warnings = [], []
     for entry in entries:
         one, more = entry.compare(client, store, ps, remembered)
@@ -295,12 +293,12 @@ def look(params, entries, service, must_answer):
         "reachable": True,
         "version": version,
         "models": sorted((model(one) for one in store.all()), key=lambda one: one["name"]),
-        "loaded": [_models_declared.loaded_as(one, store) for one in ps],
+        "loaded": [ollama_declared.loaded_as(one, store) for one in ps],
         "declared": compared,
         "measured": measured,
         "measured_pending": bool(params["measured"]) and (measured, params["wishes"]) != (remembered.held, remembered.wishes),
         "plan_pending": bool(params["plan"]) and (not os.path.exists(params["plan"]) or params["wishes"] != remembered.wishes),
-        "undeclared": _models_declared.undeclared([entry.declared for entry in entries if entry.declared], store.all()),
+        "undeclared": ollama_declared.undeclared([entry.declared for entry in entries if entry.declared], store.all()),
         "requests": {"count": len(client.requests), "seconds": round(client.seconds, 4)},
     }
     return told, warnings
@@ -312,7 +310,7 @@ def model(tag):
         "name": name,
         "digest": tag.get("digest"),
         "size": tag.get("size"),
-        "is_source": _ollama_model.is_source(name),
+        "is_source": ollama_model.is_source(name),
         "details": tag.get("details") or {},
     }
 

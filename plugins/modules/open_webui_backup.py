@@ -93,7 +93,7 @@ import os
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _open_webui_backup as backup
+from ansible_collections.gpufleet.llm.plugins.module_utils._open_webui import backup
 
 
 def main():

@@ -53,7 +53,7 @@ differences:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _open_webui
+from ansible_collections.gpufleet.llm.plugins.module_utils._open_webui import client as open_webui_client
 
 
 def main():
@@ -67,10 +67,10 @@ def main():
         supports_check_mode=True,
     )
     asked = module.params
-    client = _open_webui.Client(asked["url"], asked["token"], asked["timeout_s"])
+    client = open_webui_client.Client(asked["url"], asked["token"], asked["timeout_s"])
     try:
         module.exit_json(**apply(client, asked["config"], module.check_mode))
-    except _open_webui.OpenWebuiError as error:
+    except open_webui_client.OpenWebuiError as error:
         if module.check_mode and error.status is None:
             module.exit_json(changed=False, differences=[])
         module.fail_json(msg=str(error))
@@ -78,11 +78,11 @@ def main():
 
 def apply(client, wanted, check_mode):
     """Look, compare, act."""
-    observed = _open_webui.observe_config(client, wanted)
-    wanted = {key: _open_webui.as_held(observed[key], value) for key, value in wanted.items()}
-    differences = _open_webui.difference(observed, wanted)
+    observed = open_webui_client.observe_config(client, wanted)
+    wanted = {key: open_webui_client.as_held(observed[key], value) for key, value in wanted.items()}
+    differences = open_webui_client.difference(observed, wanted)
     if differences and not check_mode:
-        _open_webui.put_config(client, {key: wanted[key] for key in differences})
+        open_webui_client.put_config(client, {key: wanted[key] for key in differences})
     lines = {name: "".join(f"{key}: {values[key]}\n" for key in sorted(differences)) for name, values in (("before", observed), ("after", wanted))}
     return {"changed": bool(differences), "differences": differences, "diff": lines}
 

@@ -95,7 +95,7 @@ differences:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _open_webui
+from ansible_collections.gpufleet.llm.plugins.module_utils._open_webui import client as open_webui_client
 
 
 def main():
@@ -119,30 +119,30 @@ def main():
         supports_check_mode=True,
     )
     asked = module.params
-    client = _open_webui.Client(asked["url"], asked["token"], asked["timeout_s"])
+    client = open_webui_client.Client(asked["url"], asked["token"], asked["timeout_s"])
     try:
         module.exit_json(**apply(client, asked, module.check_mode))
-    except _open_webui.OpenWebuiError as error:
+    except open_webui_client.OpenWebuiError as error:
         module.fail_json(msg=f"Model {asked['id']}: {error}")
 
 
 def apply(client, asked, check_mode):
     """Look, compare, act."""
-    observed = _open_webui.unless_fresh(lambda: _open_webui.observe_model(client, asked["id"]), check_mode)
+    observed = open_webui_client.unless_fresh(lambda: open_webui_client.observe_model(client, asked["id"]), check_mode)
     if asked["state"] == "absent":
         if observed is not None and not check_mode:
-            _open_webui.delete_model(client, asked["id"])
+            open_webui_client.delete_model(client, asked["id"])
         differences = [] if observed is None else ["state"]
         return {"changed": bool(differences), "differences": differences, "diff": show(asked["id"], observed, None)}
-    wanted = _open_webui.wanted_model(observed, asked)
+    wanted = open_webui_client.wanted_model(observed, asked)
     wanted["name"] = wanted["name"] or asked["id"]
-    differences = _open_webui.difference(observed, wanted)
+    differences = open_webui_client.difference(observed, wanted)
     result = {"changed": bool(differences), "differences": differences, "model": wanted, "diff": show(asked["id"], observed, wanted)}
     if differences and not check_mode:
-        _open_webui.put_model(client, asked["id"], observed, wanted)
-        left = _open_webui.difference(_open_webui.observe_model(client, asked["id"]), wanted)
+        open_webui_client.put_model(client, asked["id"], observed, wanted)
+        left = open_webui_client.difference(open_webui_client.observe_model(client, asked["id"]), wanted)
         if left:
-            raise _open_webui.OpenWebuiError(f"the server took the change and still differs in {', '.join(left)}; see its log.")
+            raise open_webui_client.OpenWebuiError(f"the server took the change and still differs in {', '.join(left)}; see its log.")
     return result
 
 

@@ -76,8 +76,8 @@ import tempfile
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _open_webui_env as env
-from ansible_collections.gpufleet.llm.plugins.module_utils._ollama_env import environment_file
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama.environment import environment_file
+from ansible_collections.gpufleet.llm.plugins.module_utils._open_webui import environment as env
 
 PASSWORD = "WEBUI_ADMIN_PASSWORD"
 

@@ -92,7 +92,7 @@ import os
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _open_webui
+from ansible_collections.gpufleet.llm.plugins.module_utils._open_webui import client as open_webui_client
 
 
 def main():
@@ -109,12 +109,12 @@ def main():
         supports_check_mode=True,
     )
     asked = module.params
-    client = _open_webui.Client(asked["url"], timeout=asked["timeout_s"])
+    client = open_webui_client.Client(asked["url"], timeout=asked["timeout_s"])
     try:
-        given_up = functools.partial(_open_webui.last_words, asked["unit"]) if asked["unit"] else lambda: ""
-        ready_s = _open_webui.wait_ready(client, 0 if module.check_mode else asked["wait_s"], given_up)
+        given_up = functools.partial(open_webui_client.last_words, asked["unit"]) if asked["unit"] else lambda: ""
+        ready_s = open_webui_client.wait_ready(client, 0 if module.check_mode else asked["wait_s"], given_up)
         session, changed = sign_in(client, asked, module.check_mode)
-    except _open_webui.OpenWebuiError as error:
+    except open_webui_client.OpenWebuiError as error:
         if module.check_mode and error.status is None:
             module.exit_json(changed=False, password_changed=False, token="", role=None, ready_s=None)
         module.fail_json(msg=str(error))
@@ -125,17 +125,17 @@ def sign_in(client, asked, check_mode):
     """(session, whether the password was changed)."""
     former = read(asked["former_password_file"])
     try:
-        session = _open_webui.sign_in(client, asked["email"], asked["password"])
-    except _open_webui.OpenWebuiError as error:
+        session = open_webui_client.sign_in(client, asked["email"], asked["password"])
+    except open_webui_client.OpenWebuiError as error:
         if error.status not in (400, 401) or former is None:
             raise
-        session = _open_webui.sign_in(client, asked["email"], former)
+        session = open_webui_client.sign_in(client, asked["email"], former)
         if check_mode:
             return session, True
         client.token = session["token"]
-        _open_webui.change_password(client, former, asked["password"])
+        open_webui_client.change_password(client, former, asked["password"])
         client.token = None
-        session = _open_webui.sign_in(client, asked["email"], asked["password"])
+        session = open_webui_client.sign_in(client, asked["email"], asked["password"])
         os.unlink(asked["former_password_file"])
         return session, True
     if former is not None and not check_mode:

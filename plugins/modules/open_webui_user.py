@@ -83,7 +83,7 @@ differences:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _open_webui
+from ansible_collections.gpufleet.llm.plugins.module_utils._open_webui import client as open_webui_client
 
 
 def main():
@@ -102,27 +102,32 @@ def main():
         supports_check_mode=True,
     )
     asked = module.params
-    client = _open_webui.Client(asked["url"], asked["token"], asked["timeout_s"])
+    client = open_webui_client.Client(asked["url"], asked["token"], asked["timeout_s"])
     try:
         module.exit_json(**apply(client, asked, module.check_mode))
-    except _open_webui.OpenWebuiError as error:
+    except open_webui_client.OpenWebuiError as error:
         module.fail_json(msg=f"Account {asked['email']}: {error}")
 
 
 def apply(client, asked, check_mode):
     """Look, compare, act."""
-    observed = _open_webui.unless_fresh(lambda: _open_webui.observe_user(client, asked["email"]), check_mode)
+    observed = open_webui_client.unless_fresh(lambda: open_webui_client.observe_user(client, asked["email"]), check_mode)
     if asked["state"] == "absent":
         if observed is not None and not check_mode:
-            _open_webui.delete_user(client, observed["id"])
+            open_webui_client.delete_user(client, observed["id"])
         differences = [] if observed is None else ["state"]
         return {"changed": bool(differences), "differences": differences, "diff": show(observed, None)}
     base = observed or {"name": asked["email"], "role": "user"}
     wanted = {"email": asked["email"].lower(), **{key: asked[key] or base[key] for key in ("name", "role")}}
     if observed is None and not asked["password"]:
-        raise _open_webui.OpenWebuiError("it is not there, and without a password it cannot be made.")
-    differences = _open_webui.difference(observed, wanted)
-    if observed and asked["password"] and asked["update_password"] == "always" and not _open_webui.password_holds(client, asked["email"], asked["password"]):
+        raise open_webui_client.OpenWebuiError("it is not there, and without a password it cannot be made.")
+    differences = open_webui_client.difference(observed, wanted)
+    if (
+        observed
+        and asked["password"]
+        and asked["update_password"] == "always"
+        and not open_webui_client.password_holds(client, asked["email"], asked["password"])
+    ):
         differences.append("password")
     if differences and not check_mode:
         act(client, asked, observed, wanted, differences)
@@ -137,12 +142,12 @@ def apply(client, asked, check_mode):
 def act(client, asked, observed, wanted, differences):
     """Make the account, or change what differs in it."""
     if observed is None:
-        _open_webui.add_user(client, wanted["email"], wanted["name"], wanted["role"], asked["password"])
+        open_webui_client.add_user(client, wanted["email"], wanted["name"], wanted["role"], asked["password"])
         return
     changes = {key: wanted[key] for key in differences if key != "password"}
     if "password" in differences:
         changes["password"] = asked["password"]
-    _open_webui.update_user(client, observed["id"], changes)
+    open_webui_client.update_user(client, observed["id"], changes)
 
 
 def show(before, after):

@@ -96,7 +96,7 @@ import os
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _open_webui_venv as venv
+from ansible_collections.gpufleet.llm.plugins.module_utils._open_webui import venv
 
 
 def main():

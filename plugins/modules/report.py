@@ -54,7 +54,7 @@ options:
     elements: dict
     default: []
   limits:
-    description: Limits of the verdicts that differ from the defaults; a null tells and does not judge. docs/soak.md lists them.
+    description: Limits of the verdicts that differ from the defaults; a null tells and does not judge. docs/guides/soak.md lists them.
     type: dict
     default: {}
   dest:
@@ -105,21 +105,23 @@ import os
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _fleet, _report, _soak_verdict
+from ansible_collections.gpufleet.llm.plugins.module_utils._fleet import verify as fleet_verify
+from ansible_collections.gpufleet.llm.plugins.module_utils._soak import report as soak_report
+from ansible_collections.gpufleet.llm.plugins.module_utils._soak import verdicts
 
 
 def read_run(path):
     with open(path, "rb") as handle:
         raw = handle.read()
     raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
-    return _soak_verdict.parse(raw.decode("utf-8", "replace").splitlines())
+    return verdicts.parse(raw.decode("utf-8", "replace").splitlines())
 
 
 def document(asked):
     if asked["kind"] == "verify":
-        return _report.verify_document(_fleet.across(asked["hosts"]), asked["title"])
+        return soak_report.verify_document(fleet_verify.across(asked["hosts"]), asked["title"])
     runs = [(one["name"], read_run(one["path"])) for one in asked["measures"]]
-    return _report.soak_document(runs, asked["limits"], asked["kind"], asked["title"])
+    return soak_report.soak_document(runs, asked["limits"], asked["kind"], asked["title"])
 
 
 def main():
@@ -143,15 +145,15 @@ def main():
     asked = module.params
     try:
         if asked["kind"] == "none":
-            _soak_verdict.limits_with(asked["limits"])
+            verdicts.limits_with(asked["limits"])
             if asked["html"]:
-                _report.pyplot()
+                soak_report.pyplot()
             module.exit_json(changed=False, files=[])
         made = document(asked)
-        texts = {"report.json": json.dumps(made, ensure_ascii=False, separators=(",", ":")) + "\n", "report.md": _report.markdown(made)}
+        texts = {"report.json": json.dumps(made, ensure_ascii=False, separators=(",", ":")) + "\n", "report.md": soak_report.markdown(made)}
         if asked["html"]:
-            texts["report.html"] = _report.page(made, _report.plots(made))
-    except (_report.ReportError, _soak_verdict.VerdictError) as error:
+            texts["report.html"] = soak_report.page(made, soak_report.plots(made))
+    except (soak_report.ReportError, verdicts.VerdictError) as error:
         module.fail_json(msg=str(error))
     except (OSError, EOFError) as error:
         module.fail_json(msg=f"A measure could not be read ({error}); a file that gpufleet.llm.soak_run fetched was wanted.")
@@ -162,7 +164,7 @@ def main():
             files.append(os.path.join(asked["dest"], name))
             with open(files[-1], "w", encoding="utf-8") as handle:
                 handle.write(text)
-    module.exit_json(changed=bool(files), verdict=made["verdict"], table=_report.terminal(made), files=files)
+    module.exit_json(changed=bool(files), verdict=made["verdict"], table=soak_report.terminal(made), files=files)
 
 
 if __name__ == "__main__":

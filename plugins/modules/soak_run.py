@@ -31,7 +31,7 @@ attributes:
 extends_documentation_fragment: []
 options:
   config:
-    description: What is to be asked, of whom; the keys are those of CONFIG in C(plugins/module_utils/_soak.py).
+    description: What is to be asked, of whom; the keys are those of CONFIG in C(plugins/module_utils/_soak/program.py).
     type: dict
     required: true
   python:

@@ -30,8 +30,8 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SERVICES = REPOSITORY / "molecule" / "lab" / "services"
-REAL = REPOSITORY / "molecule" / "lab" / "real"
+SERVICES = REPOSITORY / "lab" / "services"
+REAL = REPOSITORY / "lab" / "real"
 sys.path[:0] = [str(SERVICES), str(REAL)]
 
 import make_mirror  # noqa: E402

@@ -26,7 +26,7 @@ import jinja2
 import pytest
 import yaml
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _gateway
+from ansible_collections.gpufleet.llm.plugins.module_utils._gateway import policy as gateway_policy
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ROLE = ROOT / "roles" / "gateway"
@@ -161,7 +161,7 @@ class Gateway:
             **wishes,
         }
         limits = {"pin": values["gateway_pin"], "rate_per_minute": 120, "burst": 20, "streams": 8}
-        values.setdefault("__gateway_policy", _gateway.policy(values.get("tokens", tokens), values.get("models", models), limits, 8192))
+        values.setdefault("__gateway_policy", gateway_policy.policy(values.get("tokens", tokens), values.get("models", models), limits, 8192))
         return values
 
     def _render(self):

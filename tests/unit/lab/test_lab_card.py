@@ -18,7 +18,7 @@ import time
 import pytest
 
 REPO = pathlib.Path(__file__).resolve().parents[3]
-SCRIPT = REPO / "molecule/lab/nvml/lab_card.py"
+SCRIPT = REPO / "lab/nvml/lab_card.py"
 
 
 def load():

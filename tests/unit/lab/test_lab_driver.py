@@ -15,7 +15,9 @@ import sys
 
 import pytest
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _driver, _driver_packages, _openpgp
+from ansible_collections.gpufleet.llm.plugins.module_utils._driver import openpgp
+from ansible_collections.gpufleet.llm.plugins.module_utils._driver import packages as driver_packages
+from ansible_collections.gpufleet.llm.plugins.module_utils._driver import state as driver_state
 
 REPO = pathlib.Path(__file__).resolve().parents[3]
 OLD, NEXT = "6.1.0-50-amd64", "6.1.0-51-amd64"
@@ -25,8 +27,8 @@ ERROR = "nvidia/nv-pci.c:237:9: error: too few arguments to function 'pci_resize
 @pytest.fixture
 def host(tmp_path, monkeypatch):
     """lab_driver.py over a made-up host with one kernel and its headers; `host.look()` is the collection's reader."""
-    shutil.copyfile(REPO / "molecule/lab/driver/lab_driver.py", tmp_path / "lab_driver.py")
-    shutil.copyfile(REPO / "molecule/lab/nvml/make_rootfs.py", tmp_path / "make_rootfs.py")
+    shutil.copyfile(REPO / "lab/driver/lab_driver.py", tmp_path / "lab_driver.py")
+    shutil.copyfile(REPO / "lab/nvml/make_rootfs.py", tmp_path / "make_rootfs.py")
     spec = importlib.util.spec_from_file_location("lab_driver", tmp_path / "lab_driver.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -37,7 +39,7 @@ def host(tmp_path, monkeypatch):
     module.spill(module.inside("boot", f"vmlinuz-{OLD}"), "")
     module.headers = lambda kernel: module.spill(module.inside("usr/src", f"linux-headers-{kernel}", "Makefile"), "")
     module.headers(OLD)
-    module.look = lambda: _driver.observe(tmp_path / "rootfs", run=no_program)
+    module.look = lambda: driver_state.observe(tmp_path / "rootfs", run=no_program)
     module.settle = lambda **what: module.spill(f"{module.ETC}/lab/driver.json", json.dumps(what))
     module.boot()
     return module
@@ -68,10 +70,10 @@ def test_an_upgrade_leaves_the_old_module_loaded_until_it_is_reloaded(host):
     host.build("580.126.09", "open")
     seen = host.look()
     assert (seen["loaded_version"], seen["kernels"][0]["version"], seen["dkms"][0]["state"]) == ("580.95.05", "580.126.09", "installed")
-    assert _driver.reboot(seen)["needed"]
+    assert driver_state.reboot(seen)["needed"]
     assert host.modprobe(["-r", "nvidia_uvm", "nvidia"]) == 0
     assert host.modprobe(["--all", "nvidia", "nvidia_uvm"]) == 0
-    assert not _driver.reboot(host.look())["needed"]
+    assert not driver_state.reboot(host.look())["needed"]
 
 
 def test_a_module_in_use_is_not_unloaded(host):
@@ -96,11 +98,11 @@ def test_the_next_kernel_gets_its_module_when_its_headers_are_there(host):
     host.boot()
     host.spill(host.inside("boot", f"vmlinuz-{NEXT}"), "")
     host.kernel_installed(NEXT)
-    blocked = _driver.reboot(dict(host.look(), library_version="580.95.05"))
+    blocked = driver_state.reboot(dict(host.look(), library_version="580.95.05"))
     assert (blocked["safe"], NEXT in blocked["blocked_by"]) == (False, True)
     host.headers(NEXT)
     host.kernel_installed(NEXT)
-    assert _driver.reboot(dict(host.look(), library_version="580.95.05"))["safe"]
+    assert driver_state.reboot(dict(host.look(), library_version="580.95.05"))["safe"]
     host.boot()
     assert host.look()["running_kernel"] == NEXT
 
@@ -113,7 +115,7 @@ def repositories(tmp_path_factory):
     cache = tmp_path_factory.mktemp("c")
     code = "import sys; sys.path.insert(0, sys.argv[1]); from labkit import driver_repo; print(driver_repo.build()); print(driver_repo.fingerprint())"
     done = subprocess.run(
-        [sys.executable, "-B", "-c", code, str(REPO / "molecule/lab")],
+        [sys.executable, "-B", "-c", code, str(REPO / "lab")],
         capture_output=True,
         text=True,
         env={"GPUFLEET_CACHE": str(cache), "PATH": "/usr/bin:/bin"},
@@ -131,17 +133,17 @@ def test_the_repositories_have_what_the_tables_name(repositories):
 
     for distribution, version_id in (("debian", "12"), ("ubuntu", "24.04")):
         index = gzip.decompress((repositories[0] / "cuda" / distribution / "Packages.gz").read_bytes()).decode()
-        offered = _driver_packages.parse_index(index)
+        offered = driver_packages.parse_index(index)
         table = yaml.safe_load((REPO / f"roles/cuda/files/packages/{distribution}.yml").read_text(encoding="utf-8"))
         for branch, version in ((580, "580.126.09"), (590, "590.44.01")):
             wishes = {"source": "nvidia_repo", "branch": branch, "version": version, "flavour": "open"}
-            wanted = _driver_packages.wanted(wishes, {"id": distribution, "version_id": version_id}, table)
+            wanted = driver_packages.wanted(wishes, {"id": distribution, "version_id": version_id}, table)
             for name in wanted["packages"]:
-                assert version in [_driver_packages.upstream(one) for one in offered[name]], name
+                assert version in [driver_packages.upstream(one) for one in offered[name]], name
             assert wanted["pin"] in offered
 
 
 def test_the_repositories_are_signed_by_the_labs_key(repositories):
     folder = repositories[0] / "cuda/debian"
-    assert _openpgp.fingerprints((folder / "cuda-archive-keyring.gpg").read_bytes()) == [repositories[1]]
+    assert openpgp.fingerprints((folder / "cuda-archive-keyring.gpg").read_bytes()) == [repositories[1]]
     subprocess.run(["gpgv", "--keyring", str(folder / "cuda-archive-keyring.gpg"), str(folder / "InRelease")], check=True, capture_output=True)

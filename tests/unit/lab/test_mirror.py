@@ -21,7 +21,7 @@ import time
 import pytest
 
 REPO = pathlib.Path(__file__).resolve().parents[3]
-SERVICES = REPO / "molecule/lab/services"
+SERVICES = REPO / "lab/services"
 sys.path.insert(0, str(SERVICES))
 
 import make_mirror  # noqa: E402

@@ -16,7 +16,7 @@ import types
 
 import pytest
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _nvml
+from ansible_collections.gpufleet.llm.plugins.module_utils._gpu import nvml
 
 REPO = pathlib.Path(__file__).resolve().parents[3]
 MIB = 1024 * 1024
@@ -28,14 +28,14 @@ pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="no C compil
 CLIENT = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-import pynvml, _nvml
+import pynvml, nvml
 handles = {}
 for line in sys.stdin:
     name, args = json.loads(line)
     args = [handles.get(arg, arg) if isinstance(arg, str) else arg for arg in args]
     try:
         if name in ("sample", "bare"):
-            value = _nvml.sample() if name == "sample" else _nvml.read(_nvml.BareLibrary("libnvidia-ml.so.1"), "libnvidia-ml")
+            value = nvml.sample() if name == "sample" else nvml.read(nvml.BareLibrary("libnvidia-ml.so.1"), "libnvidia-ml")
         else:
             value = getattr(pynvml, name)(*args)
             if "GetHandle" in name:
@@ -95,7 +95,7 @@ end
 @pytest.fixture(scope="session")
 def library():
     folder = REPO / ".cache" / "tests" / "nvml"
-    subprocess.run([REPO / "molecule/lab/nvml/build.sh", folder], check=True)
+    subprocess.run([REPO / "lab/nvml/build.sh", folder], check=True)
     return folder
 
 
@@ -106,7 +106,7 @@ class Client:
         self.state = state
         environment = dict(os.environ, LD_LIBRARY_PATH=str(library), NVML_SIM_STATE=str(state))
         self.process = subprocess.Popen(
-            [sys.executable, "-c", CLIENT, str(REPO / "plugins/module_utils")],
+            [sys.executable, "-c", CLIENT, str(REPO / "plugins/module_utils/_gpu")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -285,7 +285,7 @@ def test_another_module_than_the_library_is_a_mismatch(client, key, version):
 
 
 def test_the_library_can_be_built_as_another_version(library, tmp_path):
-    subprocess.run([REPO / "molecule/lab/nvml/build.sh", tmp_path, "550.163.01"], check=True)
+    subprocess.run([REPO / "lab/nvml/build.sh", tmp_path, "550.163.01"], check=True)
     built = Client(tmp_path, tmp_path / "state")
     built.write(STATE)
     assert built.error("nvmlInit") == 18
@@ -401,11 +401,11 @@ def test_a_sample_by_the_client_and_by_the_bare_library_agree(client):
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [
-        (_nvml.BareLibrary._Memory, pynvml.c_nvmlMemory_v2_t),
-        (_nvml.BareLibrary._Pci, pynvml.nvmlPciInfo_t),
-        (_nvml.BareLibrary._Process, pynvml.c_nvmlProcessInfo_v2_t),
-        (_nvml.BareLibrary._Utilization, pynvml.c_nvmlUtilization_t),
-        (_nvml.BareLibrary._Field, pynvml.c_nvmlFieldValue_t),
+        (nvml.BareLibrary._Memory, pynvml.c_nvmlMemory_v2_t),
+        (nvml.BareLibrary._Pci, pynvml.nvmlPciInfo_t),
+        (nvml.BareLibrary._Process, pynvml.c_nvmlProcessInfo_v2_t),
+        (nvml.BareLibrary._Utilization, pynvml.c_nvmlUtilization_t),
+        (nvml.BareLibrary._Field, pynvml.c_nvmlFieldValue_t),
     ],
 )
 def test_our_few_structures_lie_in_memory_as_those_of_nvidia_do(ours, theirs):
@@ -416,21 +416,21 @@ def test_our_few_structures_lie_in_memory_as_those_of_nvidia_do(ours, theirs):
 
 
 def test_a_process_list_that_grew_in_between_is_asked_again():
-    library = _nvml.BareLibrary("libnone.so")
-    answers = [(_nvml.INSUFFICIENT_SIZE, 1), (_nvml.INSUFFICIENT_SIZE, 9), (_nvml.INSUFFICIENT_SIZE, 9), (_nvml.SUCCESS, 1)]
+    library = nvml.BareLibrary("libnone.so")
+    answers = [(nvml.INSUFFICIENT_SIZE, 1), (nvml.INSUFFICIENT_SIZE, 9), (nvml.INSUFFICIENT_SIZE, 9), (nvml.SUCCESS, 1)]
 
     def grown(_handle, room, entries):
         code, count = answers.pop(0)
         room._obj.value = count
-        if code == _nvml.SUCCESS:
-            entries[0].pid, entries[0].usedGpuMemory = 7, _nvml.NOT_AVAILABLE
+        if code == nvml.SUCCESS:
+            entries[0].pid, entries[0].usedGpuMemory = 7, nvml.NOT_AVAILABLE
         return code
 
     # v3 is not there: as before release 510
     library._library = types.SimpleNamespace(nvmlDeviceGetComputeRunningProcesses_v2=grown)
-    with pytest.raises(_nvml.NvmlError) as told:
+    with pytest.raises(nvml.NvmlError) as told:
         library.nvmlDeviceGetComputeRunningProcesses("handle")
-    assert told.value.value == _nvml.INSUFFICIENT_SIZE
+    assert told.value.value == nvml.INSUFFICIENT_SIZE
     assert [vars(entry) for entry in library.nvmlDeviceGetComputeRunningProcesses("handle")] == [{"pid": 7, "usedGpuMemory": None}]
     assert not answers
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-LAB = Path(__file__).resolve().parents[3] / "molecule" / "lab"
+LAB = Path(__file__).resolve().parents[3] / "lab"
 FAULTS = sorted(path for path in (LAB / "faults").iterdir() if path.is_file() and path.stat().st_mode & stat.S_IXUSR)
 WANTED = {
     "runner-killed", "runner-hung", "server-killed", "card-lost", "card-too-small", "second-tenant", "other-num-ctx", "registry-down", "disk-full",
@@ -117,7 +117,7 @@ def recorder():
 
 
 def test_the_table_in_the_guide_is_that_of_the_data():
-    docs = LAB.parent.parent / "docs"
-    records = json.loads((docs / "faults.json").read_text(encoding="utf-8"))
+    root = LAB.parent
+    records = json.loads((root / "tests/measurements/faults.json").read_text(encoding="utf-8"))
     assert {one["fault"] for one in records} >= WANTED
-    assert (docs / "faults.md").read_text(encoding="utf-8") == recorder().table(records)
+    assert (root / "docs/measurements/faults.md").read_text(encoding="utf-8") == recorder().table(records)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-REAL = Path(__file__).resolve().parents[3] / "molecule" / "lab" / "real"
+REAL = Path(__file__).resolve().parents[3] / "lab" / "real"
 
 
 def program(name, folder=REAL):

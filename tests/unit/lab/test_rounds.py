@@ -27,7 +27,7 @@ def load(path):
 
 recorder = load("molecule/open_webui/recorder.py")
 rounds = load("molecule/open_webui/rounds.py")
-bench = load("tests/bench_rounds.py")
+bench = load("bench/rounds.py")
 
 
 class Ollama(http.server.BaseHTTPRequestHandler):

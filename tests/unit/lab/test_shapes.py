@@ -1,7 +1,7 @@
 # Copyright (c) 2026, gpufleet.llm maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The shapes of molecule/lab/real/shapes.py: sizes as published, files as GGUF readers want them, types as llama-quantize gives them."""
+"""The shapes of lab/real/shapes.py: sizes as published, files as GGUF readers want them, types as llama-quantize gives them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-REAL = Path(__file__).resolve().parents[3] / "molecule" / "lab" / "real"
+REAL = Path(__file__).resolve().parents[3] / "lab" / "real"
 sys.path.insert(0, str(REAL))
 
 import shapes  # noqa: E402  pylint: disable=wrong-import-position

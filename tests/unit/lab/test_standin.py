@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 REPO = pathlib.Path(__file__).resolve().parents[3]
-sys.path[:0] = [str(REPO / "molecule/lab/services"), str(REPO / "molecule/lab/real")]
+sys.path[:0] = [str(REPO / "lab/services"), str(REPO / "lab/real")]
 
 import ollama_standin as standin  # noqa: E402
 import shapes  # noqa: E402

@@ -21,9 +21,9 @@ import time
 import pytest
 
 REPO = pathlib.Path(__file__).resolve().parents[3]
-SERVICES = REPO / "molecule/lab/services"
-NVML = REPO / "molecule/lab/nvml"
-sys.path[:0] = [str(SERVICES), str(REPO / "molecule/lab/real")]
+SERVICES = REPO / "lab/services"
+NVML = REPO / "lab/nvml"
+sys.path[:0] = [str(SERVICES), str(REPO / "lab/real")]
 
 import make_mirror  # noqa: E402
 import shapes  # noqa: E402

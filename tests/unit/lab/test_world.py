@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _driver
+from ansible_collections.gpufleet.llm.plugins.module_utils._driver import state as driver_state
 
 ROOT = Path(__file__).resolve().parents[3]
-LAB = ROOT / "molecule" / "lab"
+LAB = ROOT / "lab"
 if not LAB.is_dir():
     pytest.skip("the lab is not part of the built collection", allow_module_level=True)
 sys.path.insert(0, str(LAB))
@@ -150,7 +150,7 @@ def test_the_roles_accept_what_the_lab_builds():
     built = {}
     for platform in world.PLATFORMS.values():
         built.setdefault(platform["distribution"], []).append(platform["version"])
-    assert {name: list(versions) for name, versions in _driver.SUPPORTED.items()} == built
+    assert {name: list(versions) for name, versions in driver_state.SUPPORTED.items()} == built
 
 
 @pytest.mark.parametrize("role", ["cuda", "ollama", "models", "open_webui", "vram_guard"])

@@ -27,8 +27,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 REPO = pathlib.Path(__file__).resolve().parents[3]
-STANDIN = REPO / "molecule" / "lab" / "services" / "ollama_standin.py"
-SHAPES = REPO / "molecule" / "lab" / "real" / "shapes.py"
+STANDIN = REPO / "lab" / "services" / "ollama_standin.py"
+SHAPES = REPO / "lab" / "real" / "shapes.py"
 MEDIA = "application/vnd.ollama.image."
 
 
@@ -44,7 +44,7 @@ def ollama(folder, environment=None):
     port = free_port()
     real = os.environ.get("GPUFLEET_TEST_OLLAMA")
     if not real and not STANDIN.exists():
-        pytest.skip("the lab (molecule/lab) is not in this copy of the collection")
+        pytest.skip("the lab (lab) is not in this copy of the collection")
     command = [real, "serve"] if real else [sys.executable, str(STANDIN), "serve"]
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("OLLAMA_", "LLAMA_ARG_"))}
     own = {"HOME": str(folder), "OLLAMA_HOST": f"127.0.0.1:{port}", "OLLAMA_NO_CLOUD": "1", "OLLAMA_CONTEXT_LENGTH": "4096"}
@@ -71,7 +71,7 @@ def wait_for_port(port, process, seconds=30):
 def tiny_gguf(path, salt=""):
     """A model of two layers as a GGUF file; another `salt` is another file."""
     if not SHAPES.exists():
-        pytest.skip("the lab (molecule/lab) is not in this copy of the collection")
+        pytest.skip("the lab (lab) is not in this copy of the collection")
     specification = importlib.util.spec_from_file_location("shapes", SHAPES)
     shapes = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(shapes)

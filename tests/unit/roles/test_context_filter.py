@@ -13,7 +13,7 @@ import types
 
 import pytest
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _open_webui
+from ansible_collections.gpufleet.llm.plugins.module_utils._open_webui import client as open_webui_client
 
 hypothesis = pytest.importorskip("hypothesis")
 st = hypothesis.strategies
@@ -174,5 +174,5 @@ def test_properties(filters, messages, rounds, budget):
 
 def test_the_server_would_store_it_as_it_is():
     text = PATH.read_text(encoding="utf-8")
-    assert _open_webui.as_stored(text) == text
+    assert open_webui_client.as_stored(text) == text
     assert "requirements:" not in text and "self.toggle" not in text

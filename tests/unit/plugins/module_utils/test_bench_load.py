@@ -11,15 +11,15 @@ import sys
 import pytest
 
 REPO = pathlib.Path(__file__).resolve().parents[4]
-sys.path.insert(0, str(REPO / "tests"))
+sys.path.insert(0, str(REPO))
 
-import bench_load  # noqa: E402
+from bench import load as bench_load  # noqa: E402
 
-TAKEN = json.loads((REPO / "docs/plan_load.json").read_text(encoding="utf-8"))
+TAKEN = json.loads((REPO / "tests/measurements/plan_load.json").read_text(encoding="utf-8"))
 
 
 def test_what_was_taken_last_agrees_and_is_what_the_page_shows():
-    page = (REPO / "docs/plan_load.md").read_text(encoding="utf-8")
+    page = (REPO / "docs/measurements/plan_load.md").read_text(encoding="utf-8")
     assert bench_load.faults(TAKEN) == [] and len(TAKEN) == len(bench_load.SETTINGS) and {row["cards"] for row in TAKEN} == {1, 2}
     assert all(bench_load.line(row) in page for row in TAKEN)
 

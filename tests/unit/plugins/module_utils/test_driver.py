@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _driver, _nvml
+from ansible_collections.gpufleet.llm.plugins.module_utils._driver import state as driver_state
+from ansible_collections.gpufleet.llm.plugins.module_utils._gpu import nvml
 
 REPO = pathlib.Path(__file__).resolve().parents[4]
 OLD, NEW = "6.1.0-9-amd64", "6.1.0-50-amd64"
@@ -23,7 +24,7 @@ PCI_ERROR = "nvidia/nv-pci.c:237:9: error: too few arguments to function 'pci_re
 
 
 def make_rootfs(*words):
-    spec = importlib.util.spec_from_file_location("make_rootfs", REPO / "molecule/lab/nvml/make_rootfs.py")
+    spec = importlib.util.spec_from_file_location("make_rootfs", REPO / "lab/nvml/make_rootfs.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     module.main([str(word) for word in words])
@@ -38,7 +39,7 @@ def tree(tmp_path):
         etc = tmp_path / "etc"
         etc.mkdir(exist_ok=True)
         (etc / "os-release").write_text('ID=debian\nVERSION_ID="12"\n')
-        return _driver.observe(tmp_path, taken, run or no_program)
+        return driver_state.observe(tmp_path, taken, run or no_program)
 
     return made
 
@@ -48,9 +49,9 @@ def no_program(command, **_kwargs):
 
 
 def taken(state="ok", gpus=1, **changes):
-    """A sample of _nvml of so many RTX 4090."""
-    gpu = dict(_nvml.EMPTY_GPU, name="NVIDIA GeForce RTX 4090", compute_capability="8.9", total_mib=24564)
-    message = None if state == "ok" else _nvml.MESSAGES.get(state, "NVML failed.")
+    """A sample of nvml of so many RTX 4090."""
+    gpu = dict(nvml.EMPTY_GPU, name="NVIDIA GeForce RTX 4090", compute_capability="8.9", total_mib=24564)
+    message = None if state == "ok" else nvml.MESSAGES.get(state, "NVML failed.")
     return {
         "state": state,
         "message": message,
@@ -60,7 +61,7 @@ def taken(state="ok", gpus=1, **changes):
 
 
 def codes(observed, sample=None, **wishes):
-    return [problem["code"] for problem in _driver.judge(observed, sample or taken(), **wishes)]
+    return [problem["code"] for problem in driver_state.judge(observed, sample or taken(), **wishes)]
 
 
 # ---- reading ----
@@ -86,7 +87,7 @@ def test_a_well_host(tree):
     assert seen["dkms"] == [{"module": "nvidia", "version": "580.126.09", "kernel": NEW, "state": "installed", "error": None}]
     assert (seen["secure_boot"], seen["nouveau_loaded"]) == (False, False)
     assert codes(seen) == []
-    assert _driver.reboot(seen) == {"needed": False, "reason": None, "safe": True, "blocked_by": None}
+    assert driver_state.reboot(seen) == {"needed": False, "reason": None, "safe": True, "blocked_by": None}
 
 
 def test_debian_renames_the_module(tree):
@@ -105,12 +106,12 @@ def test_the_flavour_of_what_is_not_loaded_is_read_on_disk(tree):
 
 
 def test_a_host_without_anything(tmp_path):
-    seen = _driver.observe(tmp_path, None, no_program, kernel="6.1.0")
+    seen = driver_state.observe(tmp_path, None, no_program, kernel="6.1.0")
     assert (seen["loaded_version"], seen["library_version"], seen["flavour"]) == (None, None, None)
     assert [entry["kernel"] for entry in seen["kernels"]] == ["6.1.0"]
     assert seen["dkms"] == []
     assert seen["secure_boot"] is False
-    assert _driver.reboot(seen)["safe"] is True
+    assert driver_state.reboot(seen)["safe"] is True
 
 
 def test_nvml_knows_the_loaded_version_better(tree):
@@ -139,12 +140,12 @@ def test_the_newest_kernel_boots_next_and_a_left_over_folder_does_not(tree, tmp_
     ],
 )
 def test_kernels_are_sorted_by_number(older, newer):
-    assert max([newer, older], key=_driver.kernel_key) == newer
+    assert max([newer, older], key=driver_state.kernel_key) == newer
 
 
 @given(st.lists(st.text(max_size=20), max_size=6))
 def test_any_release_can_be_sorted(names):
-    sorted(names, key=_driver.kernel_key)
+    sorted(names, key=driver_state.kernel_key)
 
 
 def test_compressed_modules_are_read_by_modinfo_or_unpacked(tree, tmp_path):
@@ -153,16 +154,16 @@ def test_compressed_modules_are_read_by_modinfo_or_unpacked(tree, tmp_path):
     plain = (folder / "nvidia.ko").read_bytes()
     (folder / "nvidia.ko.xz").write_bytes(lzma.compress(plain))
     (folder / "nvidia.ko.zst").write_bytes(b"not read here")
-    assert _driver.module_info(str(folder / "nvidia.ko.xz"), no_program)[0]["version"] == "580.126.09"
+    assert driver_state.module_info(str(folder / "nvidia.ko.xz"), no_program)[0]["version"] == "580.126.09"
 
     def modinfo(command, **_kwargs):
         assert command[0] == "modinfo"
         text = "filename:       x\nversion:        590.10\nlicense:        NVIDIA\nsigner:         DKMS module signing key\n"
         return subprocess.CompletedProcess(command, 0, stdout=text)
 
-    info, signed = _driver.module_info(str(folder / "nvidia.ko.zst"), modinfo)
+    info, signed = driver_state.module_info(str(folder / "nvidia.ko.zst"), modinfo)
     assert (info["version"], info["license"], signed) == ("590.10", "NVIDIA", True)
-    assert _driver.module_info(str(folder / "nvidia.ko.zst"), no_program) == ({}, None)
+    assert driver_state.module_info(str(folder / "nvidia.ko.zst"), no_program) == ({}, None)
 
 
 def test_signatures(tree):
@@ -173,7 +174,7 @@ def test_signatures(tree):
 def test_any_bytes_may_stand_in_a_module_file(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "garbage.ko"
     path.write_bytes(b"\x7fELF\x02\x01" + content)
-    info, _signed = _driver.module_info(str(path), no_program)
+    info, _signed = driver_state.module_info(str(path), no_program)
     assert isinstance(info, dict)
 
 
@@ -189,13 +190,13 @@ def test_a_failed_build(tree):
 def test_dkms_knows_only_the_source(tmp_path):
     (tmp_path / "var/lib/dkms/nvidia/580.126.09").mkdir(parents=True)
     (tmp_path / "var/lib/dkms/nvidia/580.126.09/source").symlink_to("/usr/src/nvidia-580.126.09")
-    assert [entry["state"] for entry in _driver.read_dkms(tmp_path)] == ["added"]
+    assert [entry["state"] for entry in driver_state.read_dkms(tmp_path)] == ["added"]
 
 
 def test_built_and_not_installed(tree, tmp_path):
     make_rootfs(tmp_path)
     (tmp_path / f"var/lib/dkms/nvidia/kernel-{NEW}-x86_64").unlink()
-    assert [entry["state"] for entry in _driver.read_dkms(tmp_path)] == ["built"]
+    assert [entry["state"] for entry in driver_state.read_dkms(tmp_path)] == ["built"]
 
 
 @pytest.mark.parametrize(
@@ -209,28 +210,28 @@ def test_built_and_not_installed(tree, tmp_path):
 @pytest.mark.parametrize("head", ["DKMS make.log for nvidia-550 for kernel", "DKMS (dkms-3.2.2) make.log for nvidia/550 for kernel"])
 def test_the_first_error_of_a_build_log(head, lines, error):
     log = "\n".join([f"{head} {NEW} (x86_64)", *lines])
-    assert _driver.first_build_error(log) == (NEW, error)
+    assert driver_state.first_build_error(log) == (NEW, error)
 
 
 def test_a_log_of_a_good_build_has_no_error():
-    assert _driver.first_build_error("DKMS make.log for n-1 for kernel k (x86_64)\nCC x.o\n") == ("k", None)
-    assert _driver.first_build_error("") == (None, None)
+    assert driver_state.first_build_error("DKMS make.log for n-1 for kernel k (x86_64)\nCC x.o\n") == ("k", None)
+    assert driver_state.first_build_error("") == (None, None)
 
 
 def test_secure_boot(tree, tmp_path):
     assert tree("--secure-boot", "on")["secure_boot"] is True
-    (tmp_path / _driver.SECURE_BOOT).unlink()
-    assert _driver.secure_boot(tmp_path, no_program) is None
+    (tmp_path / driver_state.SECURE_BOOT).unlink()
+    assert driver_state.secure_boot(tmp_path, no_program) is None
 
     def mokutil(command, **_kwargs):
         return subprocess.CompletedProcess(command, 0, stdout="SecureBoot enabled\n")
 
-    assert _driver.secure_boot(tmp_path, mokutil) is True
-    assert _driver.secure_boot(tmp_path / "nowhere", mokutil) is False
+    assert driver_state.secure_boot(tmp_path, mokutil) is True
+    assert driver_state.secure_boot(tmp_path / "nowhere", mokutil) is False
 
 
 def test_the_distribution_of_a_tree_without_one_is_this_system(tmp_path):
-    assert _driver.distribution(tmp_path) == _driver.distribution("/")
+    assert driver_state.distribution(tmp_path) == driver_state.distribution("/")
 
 
 @pytest.mark.parametrize(
@@ -248,7 +249,7 @@ def test_what_the_kernel_says(tmp_path, text, version, flavour):
     path = tmp_path / "proc/driver/nvidia"
     path.mkdir(parents=True)
     (path / "version").write_text(f"NVRM version: {text}\nGCC version:  gcc version 12.2.0\n")
-    assert _driver.read_loaded(tmp_path) == (version, flavour)
+    assert driver_state.read_loaded(tmp_path) == (version, flavour)
 
 
 # ---- the table of reboots ----
@@ -256,7 +257,7 @@ def test_what_the_kernel_says(tmp_path, text, version, flavour):
 
 def test_upgraded_and_not_reloaded(tree):
     seen = tree("--driver", "580.95.05", "--on-disk", "580.126.09", "--library", "580.126.09")
-    wanted = _driver.reboot(seen)
+    wanted = driver_state.reboot(seen)
     assert wanted["needed"] is True
     assert "580.95.05" in wanted["reason"]
     assert "580.126.09" in wanted["reason"]
@@ -265,14 +266,14 @@ def test_upgraded_and_not_reloaded(tree):
 
 
 def test_only_the_module_on_disk_is_newer(tree):
-    wanted = _driver.reboot(tree("--driver", "580.95.05", "--on-disk", "580.126.09", "--library", "580.95.05"))
+    wanted = driver_state.reboot(tree("--driver", "580.95.05", "--on-disk", "580.126.09", "--library", "580.95.05"))
     assert wanted["needed"] is True
     assert "on disk" in wanted["reason"]
     assert wanted["safe"] is False  # it would load a module that the library does not fit
 
 
 def test_only_the_library_is_newer(tree):
-    wanted = _driver.reboot(tree("--library", "590.10"))
+    wanted = driver_state.reboot(tree("--library", "590.10"))
     assert wanted["needed"] is True
     assert wanted["safe"] is False  # what boots next would not fit the library either
     assert "590.10" in wanted["blocked_by"]
@@ -280,27 +281,27 @@ def test_only_the_library_is_newer(tree):
 
 def test_not_loaded_is_no_reason_to_reboot(tree):
     seen = tree("--not-loaded", "--library", "580.126.09")
-    assert _driver.reboot(seen)["needed"] is False
+    assert driver_state.reboot(seen)["needed"] is False
     assert codes(seen, taken("no_driver")) == ["not_loaded"]
 
 
 def test_nouveau_holds_the_card(tree):
     seen = tree("--not-loaded", "--nouveau", "--library", "580.126.09")
-    assert _driver.reboot(seen)["needed"] is True
+    assert driver_state.reboot(seen)["needed"] is True
     assert codes(seen, taken("no_driver")) == ["not_loaded", "nouveau", "reboot_needed"]
-    assert "nouveau is loaded" in _driver.judge(seen, taken("no_driver"))[0]["message"]
+    assert "nouveau is loaded" in driver_state.judge(seen, taken("no_driver"))[0]["message"]
 
 
 def test_the_running_kernel_has_no_module_but_the_next_has(tree):
     seen = tree("--kernel", OLD, "--kernel", NEW, "--without", OLD, "--not-loaded", "--library", "580.126.09")
-    wanted = _driver.reboot(seen)
+    wanted = driver_state.reboot(seen)
     assert (wanted["needed"], wanted["safe"]) == (True, True)
     assert NEW in wanted["reason"]
 
 
 def test_no_reboot_into_a_kernel_without_the_module(tree):
     seen = tree("--kernel", OLD, "--kernel", NEW, "--without", NEW, "--build-error", PCI_ERROR, "--library", "580.126.09")
-    wanted = _driver.reboot(seen)
+    wanted = driver_state.reboot(seen)
     assert (wanted["needed"], wanted["safe"]) == (False, False)
     assert PCI_ERROR in wanted["blocked_by"]
     assert NEW in wanted["blocked_by"]
@@ -309,29 +310,29 @@ def test_no_reboot_into_a_kernel_without_the_module(tree):
 
 def test_no_reboot_when_no_kernel_has_the_module_any_more(tree):
     seen = tree("--kernel", OLD, "--kernel", NEW, "--without", OLD, "--without", NEW, "--library", "580.126.09")
-    assert "would lose the GPU" in _driver.reboot(seen)["blocked_by"]
+    assert "would lose the GPU" in driver_state.reboot(seen)["blocked_by"]
 
 
 def test_a_container_without_kernels_is_not_judged(tree, tmp_path):
     tree("--library", "580.126.09")
     shutil.rmtree(tmp_path / "lib" / "modules")
     shutil.rmtree(tmp_path / "boot")
-    seen = _driver.observe(tmp_path, None, no_program)
+    seen = driver_state.observe(tmp_path, None, no_program)
     assert [kernel["bootable"] for kernel in seen["kernels"]] == [False]
-    assert _driver.reboot(seen)["safe"] is True
+    assert driver_state.reboot(seen)["safe"] is True
 
 
 def test_a_module_that_secure_boot_would_refuse(tree):
-    assert "not signed" in _driver.reboot(tree("--secure-boot", "on"))["blocked_by"]
+    assert "not signed" in driver_state.reboot(tree("--secure-boot", "on"))["blocked_by"]
 
 
 def test_a_signed_module_passes_secure_boot(tree):
-    assert _driver.reboot(tree("--secure-boot", "on", "--signed"))["safe"] is True
+    assert driver_state.reboot(tree("--secure-boot", "on", "--signed"))["safe"] is True
 
 
 def test_secure_boot_explains_why_nothing_is_loaded(tree):
     seen = tree("--secure-boot", "on", "--not-loaded")
-    assert "Secure Boot is on and the module is not signed" in _driver.judge(seen, taken("no_driver"))[0]["message"]
+    assert "Secure Boot is on and the module is not signed" in driver_state.judge(seen, taken("no_driver"))[0]["message"]
 
 
 # ---- judging ----
@@ -352,18 +353,18 @@ def test_secure_boot_explains_why_nothing_is_loaded(tree):
     ],
 )
 def test_the_driver_that_ollama_needs(driver, ollama, capability, ok, libraries):
-    served = _driver.ollama_serves(driver, ollama, capability)
+    served = driver_state.ollama_serves(driver, ollama, capability)
     assert (served["ok"], served["libraries"]) == (ok, libraries)
 
 
 def test_an_ollama_version_that_is_none():
-    with pytest.raises(_driver.DriverError, match="'latest' is no Ollama version"):
-        _driver.ollama_serves("580.1", "latest")
+    with pytest.raises(driver_state.DriverError, match="'latest' is no Ollama version"):
+        driver_state.ollama_serves("580.1", "latest")
 
 
 def test_a_driver_too_old(tree):
     seen = tree("--driver", "535.261.03")
-    problem = _driver.judge(seen, taken(), "0.32.15")[0]
+    problem = driver_state.judge(seen, taken(), "0.32.15")[0]
     assert problem["code"] == "driver_too_old"
     for word in ("535.261.03", "0.32.15", "550", "580"):
         assert word in problem["message"]
@@ -381,7 +382,7 @@ def test_a_driver_too_old(tree):
     ],
 )
 def test_other_gpus_than_declared(tree, expected, differs):
-    problems = _driver.judge(tree(), taken(gpus=2), expected_gpus=expected)
+    problems = driver_state.judge(tree(), taken(gpus=2), expected_gpus=expected)
     assert [problem["code"] for problem in problems] == (["gpus_differ"] if differs else [])
     if differs:
         assert "2 x NVIDIA GeForce RTX 4090" in problems[0]["message"]
@@ -427,6 +428,6 @@ def test_platforms(tree, id_, version, fine):
     ],
 )
 def test_each_state_has_a_code_and_a_sentence(tree, state, code):
-    problem = _driver.judge(tree(), taken(state))[0]
+    problem = driver_state.judge(tree(), taken(state))[0]
     assert problem["code"] == code
     assert problem["message"]

@@ -10,7 +10,7 @@ import pathlib
 import pytest
 import yaml
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _driver_packages as packages
+from ansible_collections.gpufleet.llm.plugins.module_utils._driver import packages
 
 REPO = pathlib.Path(__file__).resolve().parents[4]
 TABLES = {name: yaml.safe_load((REPO / f"roles/cuda/files/packages/{name}.yml").read_text(encoding="utf-8")) for name in ("debian", "ubuntu")}

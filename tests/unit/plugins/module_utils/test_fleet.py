@@ -10,7 +10,7 @@ import subprocess
 
 import pytest
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _fleet
+from ansible_collections.gpufleet.llm.plugins.module_utils._fleet import verify as fleet_verify
 
 MIB = 1024 * 1024
 BUDGETS = {kind: {"hour": 3, "day": 9} for kind in ("unload", "end", "restart")}
@@ -54,11 +54,11 @@ def changed(**changes):
 
 
 def failed(seen, wants=None):
-    return [verdict["name"] for verdict in _fleet.judge("gpu1", seen, wants or WANTS)["verdicts"] if verdict["state"] == "fail"]
+    return [verdict["name"] for verdict in fleet_verify.judge("gpu1", seen, wants or WANTS)["verdicts"] if verdict["state"] == "fail"]
 
 
 def test_a_host_that_is_well():
-    judged = _fleet.judge("gpu1", WELL, WANTS)
+    judged = fleet_verify.judge("gpu1", WELL, WANTS)
     assert judged["verdict"] == "pass" and {verdict["state"] for verdict in judged["verdicts"]} == {"pass"}
 
 
@@ -109,7 +109,7 @@ def test_each_defect_fails_the_verdict_that_names_it_and_no_other(defect):
     changes, name = DEFECTS[defect]
     seen = changed(**changes)
     assert failed(seen) == [name]
-    verdict = next(verdict for verdict in _fleet.judge("gpu1", seen, WANTS)["verdicts"] if verdict["name"] == name)
+    verdict = next(verdict for verdict in fleet_verify.judge("gpu1", seen, WANTS)["verdicts"] if verdict["name"] == name)
     assert verdict["text"].endswith(".") or name == "models"
 
 
@@ -123,12 +123,16 @@ def test_a_host_without_a_gpu_that_wants_none_is_well():
 def test_what_is_held_is_asked_of_dpkg():
     lines = "nvidia-driver-cuda\t580.126.09-1\thi \tNVIDIA\nlibcuda1\t580.126.09-1\tii \tNVIDIA\nnvidia-driver-pinning-580\t580-1\thi \tNVIDIA\n"
     answer = subprocess.CompletedProcess([], 0, lines, "")
-    assert _fleet._held(lambda *_args, **_kwargs: answer) == {"version": "580.126.09", "unheld": ["libcuda1"], "error": None}
+    assert fleet_verify._held(lambda *_args, **_kwargs: answer) == {"version": "580.126.09", "unheld": ["libcuda1"], "error": None}
 
 
 def test_the_sandbox_of_a_vendors_unit_is_not_ours_to_judge():
     wish = {"state": "active", "enabled": True, "config": ""}
-    assert _fleet._sandboxed("a.service", wish) and not _fleet._sandboxed("a.service", {**wish, "vendor": True}) and not _fleet._sandboxed("a.timer", wish)
+    assert (
+        fleet_verify._sandboxed("a.service", wish)
+        and not fleet_verify._sandboxed("a.service", {**wish, "vendor": True})
+        and not fleet_verify._sandboxed("a.timer", wish)
+    )
 
 
 def host(name, **digests):
@@ -136,11 +140,11 @@ def host(name, **digests):
 
 
 def test_the_odd_one_out_is_named():
-    made = _fleet.across([host("a", qwen="1", own="7"), host("b", qwen="2"), host("c", qwen="1")])
+    made = fleet_verify.across([host("a", qwen="1", own="7"), host("b", qwen="2"), host("c", qwen="1")])
     assert [one["verdict"] for one in made] == ["pass", "fail", "pass"]
     assert "qwen is 2 here" in made[1]["verdicts"][-1]["found"]
     # Of two that differ nobody knows which is right: both are named.
-    assert [one["verdict"] for one in _fleet.across([host("a", qwen="1"), host("b", qwen="2")])] == ["fail", "fail"]
+    assert [one["verdict"] for one in fleet_verify.across([host("a", qwen="1"), host("b", qwen="2")])] == ["fail", "fail"]
 
 
 def test_a_certificate_is_read_by_openssl():
@@ -148,8 +152,8 @@ def test_a_certificate_is_read_by_openssl():
         return lambda *_args, **_more: subprocess.CompletedProcess([], 0, text, b"")
 
     now = 1_800_000_000  # 15 January 2027, 08:00 UTC
-    assert _fleet.certificate("/c", answer(b"notAfter=Jan 25 08:00:00 2027 GMT\n"), now)["days"] == 10.0
-    assert _fleet.certificate("/c", answer(b""), now)["days"] is None
+    assert fleet_verify.certificate("/c", answer(b"notAfter=Jan 25 08:00:00 2027 GMT\n"), now)["days"] == 10.0
+    assert fleet_verify.certificate("/c", answer(b""), now)["days"] is None
 
 
 def test_a_unit_may_have_a_limit_of_its_own():
@@ -157,22 +161,22 @@ def test_a_unit_may_have_a_limit_of_its_own():
 
     def state(limit):
         wants = {**WANTS, "units": {**WANTS["units"], "nginx.service": {"state": "active", "enabled": True, "config": "", **limit}}}
-        return next(verdict["state"] for verdict in _fleet.judge("gpu1", seen, wants)["verdicts"] if verdict["name"] == "sandbox")
+        return next(verdict["state"] for verdict in fleet_verify.judge("gpu1", seen, wants)["verdicts"] if verdict["name"] == "sandbox")
 
     assert (state({}), state({"exposure": 3.0}), state({"exposure": 2.5})) == ("fail", "pass", "fail")
 
 
 def test_exposure_is_systemds_figure():
     text = "→ Overall exposure level for ollama.service: 1.4 OK :-)\n".encode()
-    assert _fleet.exposure("ollama.service", lambda *_args, **_more: subprocess.CompletedProcess([], 0, text, b"")) == 1.4
-    assert _fleet.exposure("ollama.service", lambda *_args, **_more: subprocess.CompletedProcess([], 1, b"", b"")) is None
+    assert fleet_verify.exposure("ollama.service", lambda *_args, **_more: subprocess.CompletedProcess([], 0, text, b"")) == 1.4
+    assert fleet_verify.exposure("ollama.service", lambda *_args, **_more: subprocess.CompletedProcess([], 1, b"", b"")) is None
 
 
 def test_a_file_is_read_as_it_is(tmp_path):
     (tmp_path / "a").write_text("x")
     (tmp_path / "a").chmod(0o640)
-    state = _fleet.file_state(str(tmp_path / "a"), True)
+    state = fleet_verify.file_state(str(tmp_path / "a"), True)
     assert state["mode"] == "0640" and state["sha256"].startswith("2d711642")
-    assert _fleet.file_state(str(tmp_path / "none"), True) == {"kind": "absent", "owner": None, "mode": None, "sha256": None}
-    assert _fleet.newest_age_days(str(tmp_path), (tmp_path / "a").stat().st_mtime + 43200) == 0.5
-    assert _fleet.newest_age_days("", 0) is None
+    assert fleet_verify.file_state(str(tmp_path / "none"), True) == {"kind": "absent", "owner": None, "mode": None, "sha256": None}
+    assert fleet_verify.newest_age_days(str(tmp_path), (tmp_path / "a").stat().st_mtime + 43200) == 0.5
+    assert fleet_verify.newest_age_days("", 0) is None

@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _gateway
+from ansible_collections.gpufleet.llm.plugins.module_utils._gateway import policy as gateway_policy
 
 SECRET = "0123456789abcdef0123456789abcdef"
 MODELS = [{"name": "Qwen3:latest", "parameters": {"num_ctx": 40960}}, {"name": "small:1b"}]
@@ -20,7 +20,7 @@ def entry(**more):
 
 
 def test_a_token_leaves_as_its_sha256_only():
-    made = _gateway.policy([entry(pin="off", models=["QWEN3"], streams=2)], MODELS, DEFAULTS, 8192)
+    made = gateway_policy.policy([entry(pin="off", models=["QWEN3"], streams=2)], MODELS, DEFAULTS, 8192)
     assert made["tokens"] == {hashlib.sha256(SECRET.encode()).hexdigest(): "alice"}
     assert made["rights"] == {"alice": {"routes": ["native", "openai"], "models": ["qwen3"], "pin": "off"}}
     assert made["limits"] == {"alice": {"rate_per_minute": 120, "burst": 20, "streams": 2}}
@@ -30,17 +30,17 @@ def test_a_token_leaves_as_its_sha256_only():
 
 def test_a_given_sha256_is_the_same_as_its_token():
     digest = hashlib.sha256(SECRET.encode()).hexdigest()
-    assert _gateway.policy([{"name": "a", "sha256": digest}], [], DEFAULTS, 1)["tokens"] == {digest: "a"}
+    assert gateway_policy.policy([{"name": "a", "sha256": digest}], [], DEFAULTS, 1)["tokens"] == {digest: "a"}
 
 
 def test_no_models_means_none_and_left_out_means_all():
-    rights = _gateway.policy([entry(models=[]), {"name": "bob", "token": SECRET + "b"}], MODELS, DEFAULTS, 1)["rights"]
+    rights = gateway_policy.policy([entry(models=[]), {"name": "bob", "token": SECRET + "b"}], MODELS, DEFAULTS, 1)["rights"]
     assert rights["alice"]["models"] == [] and rights["bob"]["models"] is None
 
 
 def test_nothing_is_wrong_with_good_tokens():
-    assert _gateway.problems([entry(routes=["openai"], models=["qwen3", "SMALL:1b"], pin="refuse", burst=0)], MODELS) == []
-    assert _gateway.problems([], []) == []
+    assert gateway_policy.problems([entry(routes=["openai"], models=["qwen3", "SMALL:1b"], pin="refuse", burst=0)], MODELS) == []
+    assert gateway_policy.problems([], []) == []
 
 
 @pytest.mark.parametrize(
@@ -71,6 +71,6 @@ def test_nothing_is_wrong_with_good_tokens():
     ],
 )
 def test_each_wrong_token_is_one_sentence_that_does_not_quote_it(tokens, says):
-    found = _gateway.problems(tokens, MODELS)
+    found = gateway_policy.problems(tokens, MODELS)
     assert len(found) == 1 and says in found[0]
     assert SECRET not in found[0] and "short" not in found[0]

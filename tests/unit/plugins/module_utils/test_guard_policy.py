@@ -10,9 +10,10 @@ import json
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _guard, _guard_policy
+from ansible_collections.gpufleet.llm.plugins.module_utils._guard import policy as guard_policy
+from ansible_collections.gpufleet.llm.plugins.module_utils._guard import program as guard_program
 
-DEFAULTS = _guard_policy.DEFAULTS
+DEFAULTS = guard_policy.DEFAULTS
 PLAN = {"state": "ok", "detail": "", "models": {"a:latest": 9000.0, "b:latest": 5000.0}}
 NO_PLAN = {"state": "absent", "detail": "", "models": {}}
 TOUCHES_OLLAMA = ("unload", "end", "restart")
@@ -105,15 +106,15 @@ def run(story, plan=..., options=None, mode="act"):
     plan = PLAN if plan is ... else plan
     options = DEFAULTS if options is None else options
     clock = {"wall": 1_800_000_000.0, "mono": 100.0, "boot": "b"}
-    text = _guard.dump_state(dict(_guard_policy.fresh(), mode=mode), clock, {})
+    text = guard_program.dump_state(dict(guard_policy.fresh(), mode=mode), clock, {})
     seen = []
     for sample, times, pace in story:
         for _turn in range(times):
             clock = dict(clock, wall=clock["wall"] + pace, mono=clock["mono"] + pace)
-            history, now, _step, trouble = _guard.parse_state(text, clock)
+            history, now, _step, trouble = guard_program.parse_state(text, clock)
             assert trouble is None
-            decision, history = _guard.think(history, sample, plan, {"settings": options}, now, mode)
-            text = _guard.dump_state(history, clock, {})
+            decision, history = guard_program.think(history, sample, plan, {"settings": options}, now, mode)
+            text = guard_program.dump_state(history, clock, {})
             seen.append((now, sample, decision))
     return seen
 
@@ -177,7 +178,7 @@ def test_every_action_has_a_target_and_a_reason_that_was_told(story):
     for _now, _sample, decision in run(story):
         json.dumps(decision)
         assert decision["why"]
-        if decision["action"] in _guard_policy.ACTIONS:
+        if decision["action"] in guard_policy.ACTIONS:
             assert decision["rule"] in {alert["rule"] for alert in decision["alerts"]}
             wanted = {"unload": {"model"}, "end": {"pid", "start"}, "restart": {"unit"}, "fence": set()}[decision["action"]]
             assert set(decision["target"]) == wanted
@@ -276,26 +277,26 @@ def test_a_dry_run_decides_as_act_mode_does_and_puts_up_no_fence():
 
 
 def test_a_change_of_mode_starts_with_clean_books():
-    history = dict(_guard_policy.fresh(), mode="dry_run", spent=[[0.0, "restart"]], fence={"since": 0.0, "rule": "x", "why": "y"})
-    changed = _guard_policy.change_mode(history, "act")
+    history = dict(guard_policy.fresh(), mode="dry_run", spent=[[0.0, "restart"]], fence={"since": 0.0, "rule": "x", "why": "y"})
+    changed = guard_policy.change_mode(history, "act")
     assert (changed["spent"], changed["fence"], changed["mode"]) == ([], None, "act")
-    assert _guard_policy.change_mode(changed, "act") is changed
+    assert guard_policy.change_mode(changed, "act") is changed
 
 
 def test_steady_growth_tells_a_slope_from_a_step():
     options = dict(DEFAULTS)
     slope = [[60.0 * minute, 12000 + 20 * minute] for minute in range(17)]
     step = [[60.0 * minute, 12000 + (400 if minute > 7 else 0)] for minute in range(17)]
-    assert round(_guard_policy.steady_growth(slope, options)) == 1200
-    assert _guard_policy.steady_growth(step, options) is None
-    assert _guard_policy.steady_growth(slope[:10], options) is None
+    assert round(guard_policy.steady_growth(slope, options)) == 1200
+    assert guard_policy.steady_growth(step, options) is None
+    assert guard_policy.steady_growth(slope[:10], options) is None
     noisy = [[when, value + (60 if index % 2 else -60)] for index, (when, value) in enumerate(slope)]
-    assert _guard_policy.steady_growth(noisy, options) > 1000
+    assert guard_policy.steady_growth(noisy, options) > 1000
 
 
 def test_the_pause_between_actions_doubles():
     budget = {"limits": {}, "spent": [[0.0, "restart"]]}
-    assert _guard_policy.cool_down("restart", budget, 100.0, DEFAULTS) == 200.0
+    assert guard_policy.cool_down("restart", budget, 100.0, DEFAULTS) == 200.0
     budget["spent"].append([300.0, "restart"])
-    assert _guard_policy.cool_down("restart", budget, 400.0, DEFAULTS) == 500.0
-    assert _guard_policy.cool_down("unload", budget, 400.0, DEFAULTS) == 0.0
+    assert guard_policy.cool_down("restart", budget, 400.0, DEFAULTS) == 500.0
+    assert guard_policy.cool_down("unload", budget, 400.0, DEFAULTS) == 0.0

@@ -14,7 +14,7 @@ TESTS = pathlib.Path(__file__).resolve().parents[3]
 
 
 def _player():
-    spec = importlib.util.spec_from_file_location("guard_traces", TESTS / "guard_traces.py")
+    spec = importlib.util.spec_from_file_location("guard_traces", TESTS / "support" / "guard_traces.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -76,4 +76,4 @@ def test_quiet_when_the_fault_has_ended(name):
 @pytest.mark.slow
 def test_the_page_has_the_tables_of_now():
     page = player.PAGE.read_text(encoding="utf-8")
-    assert player.filled(page) == page, "run python tests/guard_traces.py --write"
+    assert player.filled(page) == page, "run python tests/support/guard_traces.py --write"

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _host
+from ansible_collections.gpufleet.llm.plugins.module_utils._host import facts as host_facts
 
 SHOW = """\
 MainPID=812
@@ -39,7 +39,7 @@ def answers(stdout="", returncode=0, stderr=""):
 def test_units_of_systemctl_show(tmp_path):
     (tmp_path / "proc" / "812").mkdir(parents=True)
     (tmp_path / "proc" / "812" / "environ").write_bytes(b"HOME=/x\0GPUFLEET_CONFIG=0f3b\0SECRET=no\0")
-    seen = _host.units(["ollama.service", "absent.service"], root=str(tmp_path), run=answers(SHOW))
+    seen = host_facts.units(["ollama.service", "absent.service"], root=str(tmp_path), run=answers(SHOW))
     assert seen["ollama.service"]["main_pid"] == 812
     assert seen["ollama.service"]["config"] == "0f3b"
     assert seen["absent.service"] == {
@@ -55,19 +55,19 @@ def test_units_of_systemctl_show(tmp_path):
 
 
 def test_a_host_without_systemd_is_said_to_be_one():
-    with pytest.raises(_host.HostError, match="a host that systemd runs"):
-        _host.units(["a.service"], run=answers(returncode=1, stderr="System has not been booted with systemd"))
+    with pytest.raises(host_facts.HostError, match="a host that systemd runs"):
+        host_facts.units(["a.service"], run=answers(returncode=1, stderr="System has not been booted with systemd"))
 
     def missing(*_args, **_kwargs):
         raise FileNotFoundError("systemctl")
 
-    with pytest.raises(_host.HostError, match="a host that systemd runs"):
-        _host.units(["a.service"], run=missing)
-    assert _host.systemd_version(run=missing) is None
+    with pytest.raises(host_facts.HostError, match="a host that systemd runs"):
+        host_facts.units(["a.service"], run=missing)
+    assert host_facts.systemd_version(run=missing) is None
 
 
 def test_systemd_version():
-    assert _host.systemd_version(run=answers("systemd 252 (252.39-1~deb12u1)\n+PAM")) == 252
+    assert host_facts.systemd_version(run=answers("systemd 252 (252.39-1~deb12u1)\n+PAM")) == 252
 
 
 def test_a_real_listener_is_found_with_its_owner():
@@ -75,7 +75,7 @@ def test_a_real_listener_is_found_with_its_owner():
         server.bind(("127.0.0.1", 0))
         server.listen()
         port = server.getsockname()[1]
-        found = _host.listeners({port})[port]
+        found = host_facts.listeners({port})[port]
     assert [entry["address"] for entry in found] == ["127.0.0.1"]
     assert found[0]["pid"] == os.getpid()
     assert found[0]["command"]
@@ -85,7 +85,7 @@ def test_a_free_port_has_no_listener():
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         port = server.getsockname()[1]
-        assert _host.listeners({port}) == {port: []}
+        assert host_facts.listeners({port}) == {port: []}
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_a_free_port_has_no_listener():
     ],
 )
 def test_addresses(raw, address):
-    assert _host.address_of(raw) == address
+    assert host_facts.address_of(raw) == address
 
 
 @pytest.mark.parametrize(
@@ -111,30 +111,30 @@ def test_addresses(raw, address):
     ],
 )
 def test_unit_of_a_cgroup(text, unit):
-    assert _host.unit_of(text) == unit
+    assert host_facts.unit_of(text) == unit
 
 
 def test_paths(tmp_path):
     (tmp_path / "release").mkdir(mode=0o750)
     (tmp_path / "current").symlink_to("release")
     (tmp_path / "file").write_text("abc")
-    assert _host.path_state(str(tmp_path / "current"))["target"] == "release"
-    assert _host.path_state(str(tmp_path / "release"))["mode"] == "0750"
-    assert _host.path_state(str(tmp_path / "file"))["size"] == 3
-    assert _host.path_state(str(tmp_path / "none"))["kind"] == "absent"
-    assert _host.free_mib(str(tmp_path / "not" / "there" / "yet")) == pytest.approx(_host.free_mib(str(tmp_path)), rel=0.05)
+    assert host_facts.path_state(str(tmp_path / "current"))["target"] == "release"
+    assert host_facts.path_state(str(tmp_path / "release"))["mode"] == "0750"
+    assert host_facts.path_state(str(tmp_path / "file"))["size"] == 3
+    assert host_facts.path_state(str(tmp_path / "none"))["kind"] == "absent"
+    assert host_facts.free_mib(str(tmp_path / "not" / "there" / "yet")) == pytest.approx(host_facts.free_mib(str(tmp_path)), rel=0.05)
 
 
 def test_distribution_and_memory(tmp_path):
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc" / "os-release").write_text('PRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\nVERSION_ID="12"\nID=debian\n')
-    assert _host.distribution(str(tmp_path)) == {
+    assert host_facts.distribution(str(tmp_path)) == {
         "id": "debian",
         "version_id": "12",
         "pretty_name": "Debian GNU/Linux 12 (bookworm)",
     }
-    assert _host.distribution(str(tmp_path / "nothing")) == {"id": "", "version_id": "", "pretty_name": ""}
-    assert _host.memory_mib(str(tmp_path)) == {"total": None, "available": None}
+    assert host_facts.distribution(str(tmp_path / "nothing")) == {"id": "", "version_id": "", "pretty_name": ""}
+    assert host_facts.memory_mib(str(tmp_path)) == {"total": None, "available": None}
 
 
 def test_a_look_needs_systemctl_only_where_units_are_asked():
@@ -144,5 +144,5 @@ def test_a_look_needs_systemctl_only_where_units_are_asked():
         calls.append(command)
         return subprocess.CompletedProcess(command, 0, "systemd 252 (x)\n", "")
 
-    _host.observe(paths=["/"], run=run)
+    host_facts.observe(paths=["/"], run=run)
     assert calls == [["systemctl", "--version"]]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _modelfile
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import modelfile
 
 WHOLE = '''# A comment
 from qwen3:14b
@@ -38,7 +38,7 @@ REQUIRES v0.14.0
 
 
 def test_the_whole_grammar():
-    assert _modelfile.declaration(WHOLE) == {
+    assert modelfile.declaration(WHOLE) == {
         "from": ["qwen3:14b"],
         "adapter": "./lora.gguf",
         "parameters": {"num_ctx": 40960, "temperature": 0.6, "stop": ["<|im_end|>", "two words "], "use_mmap": False},
@@ -53,7 +53,7 @@ def test_the_whole_grammar():
 
 
 def test_line_ends_marks_and_last_words():
-    assert _modelfile.declaration("\ufeffFROM a\r\nSYSTEM one\r\nSYSTEM two\r\nPARAMETER top_k 1\rPARAMETER top_k 2") == {
+    assert modelfile.declaration("\ufeffFROM a\r\nSYSTEM one\r\nSYSTEM two\r\nPARAMETER top_k 1\rPARAMETER top_k 2") == {
         "from": ["a"],
         "system": "two",
         "parameters": {"top_k": 2},
@@ -78,8 +78,8 @@ def test_line_ends_marks_and_last_words():
     ],
 )
 def test_errors_name_the_line(text, line, words):
-    with pytest.raises(_modelfile.ModelfileError) as caught:
-        _modelfile.declaration(text)
+    with pytest.raises(modelfile.ModelfileError) as caught:
+        modelfile.declaration(text)
     assert words in str(caught.value)
     assert caught.value.line == line
     if line:
@@ -88,8 +88,8 @@ def test_errors_name_the_line(text, line, words):
 
 def test_the_error_of_the_house_style():
     text = "FROM a\n" * 8 + "PARAMETER cache_type q8_0\n"
-    with pytest.raises(_modelfile.ModelfileError) as caught:
-        _modelfile.declaration(text)
+    with pytest.raises(modelfile.ModelfileError) as caught:
+        modelfile.declaration(text)
     expected = "Modelfile line 9: unknown parameter 'cache_type'. The KV cache type is a server setting: ollama_kv_cache_type."
     assert str(caught.value) == expected
 
@@ -113,7 +113,7 @@ def test_the_error_of_the_house_style():
     ],
 )
 def test_values_take_their_type(name, value, typed):
-    got = _modelfile.check_parameter(name, value)
+    got = modelfile.check_parameter(name, value)
     assert got == typed
     assert type(got) is type(typed)
 
@@ -154,33 +154,33 @@ def test_values_take_their_type(name, value, typed):
     ],
 )
 def test_values_that_the_server_would_swallow(name, value, words):
-    with pytest.raises(_modelfile.ModelfileError) as caught:
-        _modelfile.check_parameter(name, value)
+    with pytest.raises(modelfile.ModelfileError) as caught:
+        modelfile.check_parameter(name, value)
     assert words in str(caught.value)
     assert len(str(caught.value)) < 500
 
 
 def test_all_faults_at_once():
-    with pytest.raises(_modelfile.ModelfileError, match=r"(?s)num_ctx.*cache_type|cache_type.*num_ctx"):
-        _modelfile.validate_parameters({"num_ctx": "4k", "cache_type": "q8_0", "top_k": 20})
+    with pytest.raises(modelfile.ModelfileError, match=r"(?s)num_ctx.*cache_type|cache_type.*num_ctx"):
+        modelfile.validate_parameters({"num_ctx": "4k", "cache_type": "q8_0", "top_k": 20})
 
 
 def test_every_name_that_is_not_one_has_advice():
-    for name in {**_modelfile.NEVER, **_modelfile.DEPRECATED}:
-        assert name not in _modelfile.PARAMETERS
-        with pytest.raises(_modelfile.ModelfileError, match=r"unknown parameter '.*'\. .+\.$"):
-            _modelfile.check_parameter(name, 1)
+    for name in {**modelfile.NEVER, **modelfile.DEPRECATED}:
+        assert name not in modelfile.PARAMETERS
+        with pytest.raises(modelfile.ModelfileError, match=r"unknown parameter '.*'\. .+\.$"):
+            modelfile.check_parameter(name, 1)
 
 
 TEXT = st.text(alphabet=st.one_of(st.sampled_from('" \n\r\t#a{}:'), st.characters(codec="utf-8", exclude_characters="\ufeff")), max_size=40)
 WORD = st.from_regex(r"[A-Za-z0-9_.:/-]{1,12}", fullmatch=True)
 NUMBERS = {
-    _modelfile.INT: st.integers(4, 2**31),
-    _modelfile.FLOAT: st.floats(0, 1, allow_nan=False),
-    _modelfile.BOOL: st.booleans(),
-    _modelfile.TEXTS: st.lists(TEXT.filter(bool), min_size=1, max_size=3),
+    modelfile.INT: st.integers(4, 2**31),
+    modelfile.FLOAT: st.floats(0, 1, allow_nan=False),
+    modelfile.BOOL: st.booleans(),
+    modelfile.TEXTS: st.lists(TEXT.filter(bool), min_size=1, max_size=3),
 }
-PARAMETERS = st.fixed_dictionaries({}, optional={name: NUMBERS[kind[0]] for name, kind in _modelfile.PARAMETERS.items()})
+PARAMETERS = st.fixed_dictionaries({}, optional={name: NUMBERS[kind[0]] for name, kind in modelfile.PARAMETERS.items()})
 DECLARED = st.fixed_dictionaries(
     {"from": st.lists(WORD, min_size=1, max_size=2)},
     optional={
@@ -188,7 +188,7 @@ DECLARED = st.fixed_dictionaries(
         "template": TEXT.filter(bool),
         "system": TEXT.filter(bool),
         "license": st.lists(TEXT.filter(bool), min_size=1, max_size=2),
-        "messages": st.lists(st.fixed_dictionaries({"role": st.sampled_from(_modelfile.ROLES), "content": TEXT}), min_size=1, max_size=2),
+        "messages": st.lists(st.fixed_dictionaries({"role": st.sampled_from(modelfile.ROLES), "content": TEXT}), min_size=1, max_size=2),
         "renderer": WORD,
         "parser": WORD,
     },
@@ -205,11 +205,11 @@ def texts(declared):
 @settings(max_examples=150, deadline=None)
 @given(DECLARED)
 def test_what_is_printed_reads_back(declared):
-    printed = _modelfile.render(declared, ("for people",))
-    if all(_modelfile.carried(text) for text in texts(declared)):
-        assert _modelfile.declaration(printed) == declared
+    printed = modelfile.render(declared, ("for people",))
+    if all(modelfile.carried(text) for text in texts(declared)):
+        assert modelfile.declaration(printed) == declared
     else:
-        assert _modelfile.UNCARRIED in printed
+        assert modelfile.UNCARRIED in printed
 
 
 @settings(max_examples=100, deadline=None)
@@ -217,15 +217,15 @@ def test_what_is_printed_reads_back(declared):
 def test_a_text_is_carried_unless_quotes_end_a_line_inside(text):
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")[:-1]
     if not any(line.rstrip().endswith('"""') for line in lines):
-        assert _modelfile.carried(text)
+        assert modelfile.carried(text)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.one_of(st.text(max_size=200), st.text(alphabet='FROMPAETSYfrom "\n\r\t#_x1', max_size=200)))
 def test_hostile_text_is_read_or_refused(text):
     try:
-        declared = _modelfile.declaration(text)
-    except _modelfile.ModelfileError as error:
+        declared = modelfile.declaration(text)
+    except modelfile.ModelfileError as error:
         assert len(str(error)) < 700
     else:
         assert declared["from"]
@@ -235,7 +235,7 @@ def test_hostile_text_is_read_or_refused(text):
 def test_long_text_costs_one_pass(text):
     began = time.process_time()
     try:
-        _modelfile.declaration(text)
-    except _modelfile.ModelfileError as error:
+        modelfile.declaration(text)
+    except modelfile.ModelfileError as error:
         assert "never closed" in str(error)
     assert time.process_time() - began < 3

@@ -9,7 +9,8 @@ import json
 import pytest
 import yaml
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _models_declared, _ollama_model
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import declared as ollama_declared
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import model as ollama_model
 
 QWEN = {"name": "q", "from": "qwen3:14b", "load": True, "parameters": {"num_ctx": 40960, "num_batch": 512}}
 
@@ -37,30 +38,30 @@ QWEN = {"name": "q", "from": "qwen3:14b", "load": True, "parameters": {"num_ctx"
     ],
 )
 def test_what_is_wrong_is_one_sentence(entries, words):
-    found = _models_declared.problems(entries, max_loaded=1)
+    found = ollama_declared.problems(entries, max_loaded=1)
     assert len(found) == 1
     assert words in found[0]
 
 
 def test_each_fault_is_told_and_nothing_else():
-    faults = _models_declared.problems([{**QWEN, "pull": "x"}, {"name": ""}, {"name": "fine", "from": "b", "state": "absent"}])
+    faults = ollama_declared.problems([{**QWEN, "pull": "x"}, {"name": ""}, {"name": "fine", "from": "b", "state": "absent"}])
     assert len(faults) == 2
-    assert _models_declared.problems([QWEN, {"name": "r", "from": "b"}], max_loaded=1) == []
-    assert _models_declared.problems([QWEN, {**QWEN, "name": "r"}]) == []
+    assert ollama_declared.problems([QWEN, {"name": "r", "from": "b"}], max_loaded=1) == []
+    assert ollama_declared.problems([QWEN, {**QWEN, "name": "r"}]) == []
 
 
 def test_the_role_s_default_is_fine(repo):
     defaults = yaml.safe_load((repo / "roles" / "models" / "defaults" / "main.yml").read_text(encoding="utf-8"))
     entries = defaults["models_declared"]
     entries[0]["parameters"]["num_ctx"] = "40960"
-    assert _models_declared.problems(entries, max_loaded=1) == []
+    assert ollama_declared.problems(entries, max_loaded=1) == []
     specification = yaml.safe_load((repo / "roles" / "models" / "meta" / "argument_specs.yml").read_text(encoding="utf-8"))
     options = specification["argument_specs"]["main"]["options"]["models_declared"]["options"]
-    assert set(options) == set(_models_declared.Entry.KEYS)
+    assert set(options) == set(ollama_declared.Entry.KEYS)
 
 
 def test_the_file_for_people():
-    entry = _models_declared.Entry.of({**QWEN, "name": "lan:5000/ns/q:v1", "comment": "For the\nhelpdesk."})
+    entry = ollama_declared.Entry.of({**QWEN, "name": "lan:5000/ns/q:v1", "comment": "For the\nhelpdesk."})
     assert entry.file_name == "lan-5000-ns-q-v1.modelfile"
     assert entry.modelfile.splitlines()[1:] == [
         "# For the",
@@ -69,7 +70,7 @@ def test_the_file_for_people():
         "PARAMETER num_batch 512",
         "PARAMETER num_ctx 40960",
     ]
-    assert _models_declared.Entry.of(QWEN).file_name == "q.modelfile"
+    assert ollama_declared.Entry.of(QWEN).file_name == "q.modelfile"
 
 
 def tags(*names):
@@ -77,15 +78,15 @@ def tags(*names):
 
 
 def test_what_nobody_declares():
-    declared = [_ollama_model.declare(QWEN), _ollama_model.declare({"name": "f", "gguf": "/x"})]
+    declared = [ollama_model.declare(QWEN), ollama_model.declare({"name": "f", "gguf": "/x"})]
     there = tags("q:latest", "Qwen3:14b", "f:latest", "f:latest.src-0123456789ab", "old:latest", "g:latest.src-0123456789ab")
-    assert _models_declared.undeclared(declared, there) == ["g:latest.src-0123456789ab", "old:latest"]
+    assert ollama_declared.undeclared(declared, there) == ["g:latest.src-0123456789ab", "old:latest"]
 
 
 def measured(held, settings=None, planned=(), version="1", entry=None, path=None, tmp_path=None):
     file = tmp_path / "measured.json"
     file.write_text(held if isinstance(held, str) else json.dumps(held), encoding="utf-8")
-    remembered = _models_declared.Measured.read(str(file), version, settings, list(planned))
+    remembered = ollama_declared.Measured.read(str(file), version, settings, list(planned))
     return remembered.of("q:latest", {"digest": "d"}, entry)
 
 
@@ -129,7 +130,7 @@ def test_the_plan_reads_shapes_where_they_are():
         {"name": "small", "gguf": "/x.gguf", "quantize": "q8_0"},
         {"name": "gone", "from": "b", "state": "absent"},
     ]
-    wishes = {one["name"]: one for one in _models_declared.plan_models(entries, [], num_ctx=4096, kv_cache_type="q8_0")}
+    wishes = {one["name"]: one for one in ollama_declared.plan_models(entries, [], num_ctx=4096, kv_cache_type="q8_0")}
     shared = {"num_parallel": 1, "kv_cache_type": "q8_0", "flash_attention": True}
     assert wishes == {
         "q:latest": {"name": "q:latest", "ref": "qwen3:14b", "num_ctx": 40960, "num_batch": 512, **shared},
@@ -138,7 +139,7 @@ def test_the_plan_reads_shapes_where_they_are():
         "lan:latest": {"name": "lan:latest", "ref": "http://lan:5000/ns/m:t", "num_ctx": 4096, **shared},
         "asis:t": {"name": "asis:t", "ref": "asis:t", "num_ctx": 4096, **shared},
     }
-    there = {one["name"]: one for one in _models_declared.plan_models(entries, ["Qwen3:14b", "small:latest", "filed:latest"])}
+    there = {one["name"]: one for one in ollama_declared.plan_models(entries, ["Qwen3:14b", "small:latest", "filed:latest"])}
     assert there["variant:latest"]["from_server"] == "qwen3:14b"
     assert there["small:latest"]["from_server"] == "small:latest"
     assert there["filed:latest"]["from_server"] == "filed:latest"
@@ -146,4 +147,4 @@ def test_the_plan_reads_shapes_where_they_are():
 
 def test_models_made_from_each_other_do_not_go_round_for_ever():
     entries = [{"name": "a", "from": "b"}, {"name": "b", "from": "a"}]
-    assert len(_models_declared.plan_models(entries, [])) == 2
+    assert len(ollama_declared.plan_models(entries, [])) == 2

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _ollama_env
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import environment as ollama_environment
 
 SETTINGS = {"OLLAMA_HOST": "127.0.0.1:11434", "OLLAMA_FLASH_ATTENTION": True, "OLLAMA_NUM_PARALLEL": 1, "OLLAMA_ORIGINS": None}
 
 
 def test_settings_become_text_and_null_leaves_a_key_out():
-    assert _ollama_env.render(SETTINGS) == {
+    assert ollama_environment.render(SETTINGS) == {
         "OLLAMA_FLASH_ATTENTION": "1",
         "OLLAMA_HOST": "127.0.0.1:11434",
         "OLLAMA_NUM_PARALLEL": "1",
@@ -26,7 +26,7 @@ def test_settings_become_text_and_null_leaves_a_key_out():
 
 @pytest.mark.parametrize("key", ["LLAMA_ARG_RPC", "CUDA_VISIBLE_DEVICES", "GGML_CUDA_NO_PINNED", "HTTPS_PROXY", "no_proxy", "GODEBUG"])
 def test_what_the_server_hands_on_is_let_through(key):
-    assert _ollama_env.render({}, {key: "x"}) == {key: "x"}
+    assert ollama_environment.render({}, {key: "x"}) == {key: "x"}
 
 
 @pytest.mark.parametrize(
@@ -45,16 +45,16 @@ def test_what_the_server_hands_on_is_let_through(key):
     ],
 )
 def test_what_would_be_misread_is_refused(extra, words):
-    with pytest.raises(_ollama_env.EnvError) as caught:
-        _ollama_env.render(SETTINGS, extra)
+    with pytest.raises(ollama_environment.EnvError) as caught:
+        ollama_environment.render(SETTINGS, extra)
     for word in words:
         assert word in str(caught.value)
 
 
 @pytest.mark.parametrize("value", ["http://me:secret@proxy:3128", "me:secret@proxy:3128", "http://me:se/secret@proxy", "socks5://me@secret@proxy"])
 def test_credentials_do_not_stand_in_the_refusal_itself(value):
-    with pytest.raises(_ollama_env.EnvError) as caught:
-        _ollama_env.render({}, {"https_proxy": value})
+    with pytest.raises(ollama_environment.EnvError) as caught:
+        ollama_environment.render({}, {"https_proxy": value})
     assert "credentials" in str(caught.value) and "secret" not in str(caught.value)
 
 
@@ -69,10 +69,10 @@ def test_credentials_do_not_stand_in_the_refusal_itself(value):
 )
 def test_values_by_kind(kind, good, bad):
     for value in good:
-        assert _ollama_env.text_of(kind, value) == value
+        assert ollama_environment.text_of(kind, value) == value
     for value in bad:
-        with pytest.raises(_ollama_env.EnvError):
-            _ollama_env.text_of(kind, value)
+        with pytest.raises(ollama_environment.EnvError):
+            ollama_environment.text_of(kind, value)
 
 
 def unquote(text):
@@ -84,11 +84,11 @@ def unquote(text):
 
 @given(st.text(string.ascii_letters + string.digits + " \"$`'/=:,#%"))
 def test_a_file_gives_back_what_was_written(value):
-    line = _ollama_env.environment_file({"KEY": value})
+    line = ollama_environment.environment_file({"KEY": value})
     assert line.endswith("\n") and line.count("\n") == 1
     assert unquote(line[len("KEY=") : -1]) == value
 
 
 def test_the_file_is_sorted_and_one_key_a_line():
-    assert _ollama_env.environment_file({"B": "a b", "A": 1}) == 'A=1\nB="a b"\n'
-    assert shlex.split(_ollama_env.environment_file({"B": "a b"})) == ["B=a b"]
+    assert ollama_environment.environment_file({"B": "a b", "A": 1}) == 'A=1\nB="a b"\n'
+    assert shlex.split(ollama_environment.environment_file({"B": "a b"})) == ["B=a b"]

@@ -17,7 +17,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _modelfile, _ollama, _ollama_model
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import client as ollama_client
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import model as ollama_model
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import modelfile as ollama_modelfile
 from ansible_collections.gpufleet.llm.tests.unit.plugins.ollama_server import Registry, ollama, scripted, tiny_gguf
 
 
@@ -57,12 +59,12 @@ def registry():
 
 def run(url, entry, check=False, state="present", **options):
     """What became of one declaration: the Result, with the client that it used."""
-    client = _ollama.Client(url, timeout=60)
-    store, result = _ollama_model.Store(client), _ollama_model.Result(check)
+    client = ollama_client.Client(url, timeout=60)
+    store, result = ollama_model.Store(client), ollama_model.Result(check)
     if state == "present":
-        _ollama_model.ensure_present(client, store, _ollama_model.declare(entry), result, **options)
+        ollama_model.ensure_present(client, store, ollama_model.declare(entry), result, **options)
     else:
-        _ollama_model.ensure_absent(client, store, entry["name"], result, **options)
+        ollama_model.ensure_absent(client, store, entry["name"], result, **options)
     client.close()
     result.client = client
     return result
@@ -84,9 +86,9 @@ def predicted_then_done(url, entry, **options):
 
 
 def digest(url, name):
-    client = _ollama.Client(url)
+    client = ollama_client.Client(url)
     with contextlib.closing(client):
-        return _ollama_model.Store(client).digest(name)
+        return ollama_model.Store(client).digest(name)
 
 
 # --- against a server ----------------------------------------------------------------------------------------------
@@ -147,7 +149,7 @@ def test_another_file_is_noticed_and_the_old_source_goes(server, tmp_path):
     tiny_gguf(path, salt="another")
     done = predicted_then_done(server, entry)
     assert done.differs
-    client = _ollama.Client(server)
+    client = ollama_client.Client(server)
     names = [one["name"] for one in client.tags()]
     client.close()
     assert len([name for name in names if name.startswith("filed:v1.src-")]) == 1
@@ -166,8 +168,8 @@ def test_a_file_that_another_model_has_is_not_sent_again(server, gguf):
 def test_a_pinned_file_need_not_be_there_any_more(server, tmp_path):
     path = tmp_path / "m.gguf"
     tiny_gguf(path, salt="pinned")
-    pin = _ollama.file_digest(str(path))
-    with pytest.raises(_ollama_model.ModelError, match=r"damaged or another one"):
+    pin = ollama_client.file_digest(str(path))
+    with pytest.raises(ollama_model.ModelError, match=r"damaged or another one"):
         run(server, {"name": "pinned", "gguf": str(path), "gguf_sha256": "0" * 64})
     entry = {"name": "pinned", "gguf": str(path), "gguf_sha256": pin}
     assert run(server, entry).changed
@@ -179,9 +181,9 @@ def test_a_pinned_file_need_not_be_there_any_more(server, tmp_path):
 def test_what_is_no_gguf_file_is_not_sent(server, tmp_path):
     path = tmp_path / "weights.bin"
     path.write_bytes(b"PK\x03\x04")
-    with pytest.raises(_ollama_model.ModelError, match="no GGUF file"):
+    with pytest.raises(ollama_model.ModelError, match="no GGUF file"):
         run(server, {"name": "odd", "gguf": str(path)})
-    with pytest.raises(_ollama_model.ModelError, match="cannot be read"):
+    with pytest.raises(ollama_model.ModelError, match="cannot be read"):
         run(server, {"name": "odd", "gguf": str(tmp_path / "none.gguf")})
 
 
@@ -212,11 +214,11 @@ def test_a_tag_that_moves_in_the_registry(server, registry, gguf):
     pinned = {**entry, "base_digest": f"sha256:{new}"}
     assert not run(server, pinned).changed
     for check in (True, False):
-        with pytest.raises(_ollama_model.ModelError, match="base_digest wants"):
+        with pytest.raises(ollama_model.ModelError, match="base_digest wants"):
             run(server, {**entry, "base_digest": old}, check=check)
-        with pytest.raises(_ollama_model.ModelError, match="pull is never"):
+        with pytest.raises(ollama_model.ModelError, match="pull is never"):
             run(server, {**entry, "base_digest": old, "pull": "never"}, check=check)
-        with pytest.raises(_ollama_model.ModelError, match="does not have, and pull is never"):
+        with pytest.raises(ollama_model.ModelError, match="does not have, and pull is never"):
             run(server, {"name": "x", "from": f"{registry.host}/ns/none:t", "pull": "never"}, check=check)
 
     run(server, {"name": name}, state="absent")
@@ -238,7 +240,7 @@ def test_a_model_as_it_is(server, registry, gguf):
 
 
 def test_what_the_registry_does_not_have(server, registry):
-    with pytest.raises(_ollama.OllamaError) as caught:
+    with pytest.raises(ollama_client.OllamaError) as caught:
         run(server, {"name": "x", "from": f"{registry.host}/ns/none:t", "insecure": True})
     assert caught.value.kind == "not_found"
 
@@ -246,15 +248,15 @@ def test_what_the_registry_does_not_have(server, registry):
 def test_loaded_unloaded_and_replaced_while_loaded(server, base):
     entry = {"name": "busy", "from": base, "parameters": {"num_ctx": 300}}
     run(server, entry)
-    client = _ollama.Client(server, timeout=60)
+    client = ollama_client.Client(server, timeout=60)
 
     def load(keep_alive=None, check=False):
-        result = _ollama_model.Result(check)
-        found = _ollama_model.ensure_loaded(client, _ollama_model.Store(client), "busy", keep_alive, result)
+        result = ollama_model.Result(check)
+        found = ollama_model.ensure_loaded(client, ollama_model.Store(client), "busy", keep_alive, result)
         return result, found
 
     assert load(check=True)[0].changed
-    assert _ollama_model.loaded_entry(client, "busy") is None
+    assert ollama_model.loaded_entry(client, "busy") is None
     result, found = load()
     assert result.changed
     assert found["context_length"] == 300
@@ -265,19 +267,19 @@ def test_loaded_unloaded_and_replaced_while_loaded(server, base):
     entry["parameters"]["num_ctx"] = 310
     done = run(server, entry)
     assert "unload busy:latest" in done.actions
-    assert _ollama_model.loaded_entry(client, "busy") is None
+    assert ollama_model.loaded_entry(client, "busy") is None
     assert load()[1]["context_length"] == 310
 
-    result = _ollama_model.Result(False)
-    _ollama_model.ensure_unloaded(client, "busy", result)
+    result = ollama_model.Result(False)
+    ollama_model.ensure_unloaded(client, "busy", result)
     assert result.changed
-    result = _ollama_model.Result(False)
-    _ollama_model.ensure_unloaded(client, "busy", result)
+    result = ollama_model.Result(False)
+    ollama_model.ensure_unloaded(client, "busy", result)
     assert not result.changed
     load()
     run(server, entry, state="absent")
-    assert _ollama_model.loaded_entry(client, "busy") is None
-    with pytest.raises(_ollama_model.ModelError, match="not on the server"):
+    assert ollama_model.loaded_entry(client, "busy") is None
+    with pytest.raises(ollama_model.ModelError, match="not on the server"):
         load()
     client.close()
 
@@ -285,24 +287,24 @@ def test_loaded_unloaded_and_replaced_while_loaded(server, base):
 def test_an_alias_on_the_same_runner_counts_as_loaded(server, base):
     for name in ("one", "two", "other"):
         run(server, {"name": name, "from": base, "parameters": {"num_ctx": 320 if name != "other" else 330, "top_k": len(name)}})
-    client = _ollama.Client(server, timeout=60)
+    client = ollama_client.Client(server, timeout=60)
     client.generate_load("one:latest")
-    store, ps = _ollama_model.Store(client), client.ps()
-    assert _ollama_model.running(client, store.find("two"), ps)["name"] == "one:latest"
-    assert _ollama_model.running(client, store.find("other"), ps) is None
+    store, ps = ollama_model.Store(client), client.ps()
+    assert ollama_model.running(client, store.find("two"), ps)["name"] == "one:latest"
+    assert ollama_model.running(client, store.find("other"), ps) is None
     client.close()
     for name in ("one", "two", "other"):
         run(server, {"name": name}, state="absent")
 
 
 def test_a_writer_beside_us_is_told(server, base, monkeypatch):
-    create = _ollama.Client.create
+    create = ollama_client.Client.create
 
     def disturbed(self, request):
         create(self, {**request, "parameters": {**request["parameters"], "top_k": 99}})
 
-    monkeypatch.setattr(_ollama.Client, "create", disturbed)
-    with pytest.raises(_ollama_model.ModelError, match=r"something else in parameters\.top_k"):
+    monkeypatch.setattr(ollama_client.Client, "create", disturbed)
+    with pytest.raises(ollama_model.ModelError, match=r"something else in parameters\.top_k"):
         run(server, {"name": "disturbed", "from": base, "parameters": {"top_k": 1}})
     monkeypatch.undo()
     assert run(server, {"name": "disturbed", "from": base, "parameters": {"top_k": 1}}).differs == ["parameters.top_k"]
@@ -312,11 +314,11 @@ def test_a_writer_beside_us_is_told(server, base, monkeypatch):
 def test_a_model_that_does_not_leave_memory_is_not_replaced(server, base, monkeypatch):
     entry = {"name": "stuck", "from": base, "parameters": {"num_ctx": 300}}
     run(server, entry)
-    client = _ollama.Client(server, timeout=60)
+    client = ollama_client.Client(server, timeout=60)
     client.generate_load("stuck")
     before = digest(server, "stuck")
-    monkeypatch.setattr(_ollama.Client, "unload", lambda self, model: None)
-    with pytest.raises(_ollama_model.ModelError, match=r"still loaded 0\.2 s after"):
+    monkeypatch.setattr(ollama_client.Client, "unload", lambda self, model: None)
+    with pytest.raises(ollama_model.ModelError, match=r"still loaded 0\.2 s after"):
         run(server, {**entry, "system": "x"}, unload_timeout=0.2)
     monkeypatch.undo()
     assert digest(server, "stuck") == before
@@ -326,7 +328,7 @@ def test_a_model_that_does_not_leave_memory_is_not_replaced(server, base, monkey
 
 
 def test_a_version_that_is_required(server, base):
-    with pytest.raises(_ollama_model.ModelError, match=r"requires Ollama 99\.0\.0"):
+    with pytest.raises(ollama_model.ModelError, match=r"requires Ollama 99\.0\.0"):
         run(server, {"name": "new", "modelfile": f"FROM {base}\nREQUIRES 99.0.0"})
 
 
@@ -340,19 +342,19 @@ TEXT = st.text(
     max_size=30,
 )
 NUMBERS = {
-    _modelfile.INT: st.integers(4, 2**40),
-    _modelfile.FLOAT: st.floats(0, 1, allow_nan=False).map(lambda number: float(f"{number:.12g}")),
-    _modelfile.BOOL: st.booleans(),
-    _modelfile.TEXTS: st.lists(TEXT.filter(bool), max_size=3),
+    ollama_modelfile.INT: st.integers(4, 2**40),
+    ollama_modelfile.FLOAT: st.floats(0, 1, allow_nan=False).map(lambda number: float(f"{number:.12g}")),
+    ollama_modelfile.BOOL: st.booleans(),
+    ollama_modelfile.TEXTS: st.lists(TEXT.filter(bool), max_size=3),
 }
 ENTRIES = st.fixed_dictionaries(
-    {"parameters": st.fixed_dictionaries({}, optional={name: NUMBERS[kind[0]] for name, kind in _modelfile.PARAMETERS.items()})},
+    {"parameters": st.fixed_dictionaries({}, optional={name: NUMBERS[kind[0]] for name, kind in ollama_modelfile.PARAMETERS.items()})},
     optional={
         # Balanced or none: the server refuses templates that do not parse.
         "template": TEXT.map(lambda text: text.replace("{", "").replace("}", "") + "{{ .Prompt }}"),
         "system": TEXT,
         "license": st.lists(TEXT.filter(bool), max_size=2),
-        "messages": st.lists(st.fixed_dictionaries({"role": st.sampled_from(_modelfile.ROLES), "content": TEXT}), max_size=2),
+        "messages": st.lists(st.fixed_dictionaries({"role": st.sampled_from(ollama_modelfile.ROLES), "content": TEXT}), max_size=2),
         "renderer": st.sampled_from(["qwen3-coder", "harmony"]),
         "parser": st.sampled_from(["qwen3", "harmony"]),
     },
@@ -398,13 +400,13 @@ def test_any_declaration_changes_once(server, base, entry, source):
     ],
 )
 def test_declarations_that_cannot_be(entry, words):
-    with pytest.raises(_ollama_model.ModelError) as caught:
-        _ollama_model.declare(entry)
+    with pytest.raises(ollama_model.ModelError) as caught:
+        ollama_model.declare(entry)
     assert words in str(caught.value)
 
 
 def test_a_modelfile_is_taken_apart():
-    declared = _ollama_model.declare(
+    declared = ollama_model.declare(
         {
             "name": "a",
             "modelfile": "FROM x.gguf\nADAPTER l.gguf\nPARAMETER top_k 1\nSYSTEM s",
@@ -416,8 +418,8 @@ def test_a_modelfile_is_taken_apart():
     assert declared.adapter == "/srv/l.gguf"
     assert declared.parameters == {"num_ctx": 8, "top_k": 2}
     assert declared.system == "s"
-    printed = _ollama_model.declared_modelfile(declared)
-    again = _ollama_model.declare({"name": "a", "modelfile": printed})
+    printed = ollama_model.declared_modelfile(declared)
+    again = ollama_model.declare({"name": "a", "modelfile": printed})
     assert again == declared
 
 
@@ -426,13 +428,13 @@ def test_a_modelfile_is_taken_apart():
     [(None, None), ("", None), ("-1", -1), (300, 300), ("30m", "30m"), ("1h30m", "1h30m"), ("-5m", "-5m")],
 )
 def test_keep_alive(given_value, value):
-    assert _ollama_model.check_keep_alive(given_value) == value
+    assert ollama_model.check_keep_alive(given_value) == value
 
 
 @pytest.mark.parametrize("value", ["soon", "5 m", "1d", "m", "--1"])
 def test_keep_alive_that_is_none(value):
-    with pytest.raises(_ollama_model.ModelError, match="keep_alive is"):
-        _ollama_model.check_keep_alive(value)
+    with pytest.raises(ollama_model.ModelError, match="keep_alive is"):
+        ollama_model.check_keep_alive(value)
 
 
 def show(**changes):
@@ -455,7 +457,7 @@ def test_parameters_as_go_prints_them():
         "use_mmap                       false\n"
         "cache_type                     <nil>\n"
     )
-    assert _ollama_model.observe(show(parameters=text))["parameters"] == {
+    assert ollama_model.observe(show(parameters=text))["parameters"] == {
         "temperature": 0.6,
         "num_ctx": 1048576.0,
         "stop": ['a"b\n\a\x7f\u2028\U0001f600', " b "],
@@ -472,43 +474,43 @@ def test_the_stored_template_is_read_where_another_is_shown():
         ('TEMPLATE """a"\n"""\nb"""', 'a"\n"""\nb'),
     ):
         text = f'{blob}\n{printed}\nSYSTEM s\nRENDERER r\nPARSER p\nPARAMETER x 1\nLICENSE "\nRENDERER no"\n'
-        observed = _ollama_model.observe(show(modelfile=text, template="of the GGUF file", system="s"))
+        observed = ollama_model.observe(show(modelfile=text, template="of the GGUF file", system="s"))
         assert observed["template"] == template
         assert (observed["renderer"], observed["parser"]) == ("r", "p")
         assert observed["weights"] == ["b" * 64]
 
 
 def test_numbers_compare_as_numbers_and_nothing_else_does():
-    have = _ollama_model.observe(show(parameters="num_ctx 4096\nuse_mmap true"))
+    have = ollama_model.observe(show(parameters="num_ctx 4096\nuse_mmap true"))
     want = copy.deepcopy(have)
     want["parameters"] = {"num_ctx": 4096, "use_mmap": True, "stop": []}
-    assert _ollama_model.difference(have, want) == []
+    assert ollama_model.difference(have, want) == []
     want["parameters"] = {"num_ctx": 4096, "use_mmap": 1}
-    assert _ollama_model.difference(have, want) == []
+    assert ollama_model.difference(have, want) == []
     want["parameters"] = {"num_ctx": "4096", "use_mmap": False}
-    assert _ollama_model.difference(have, want) == ["parameters.num_ctx", "parameters.use_mmap"]
+    assert ollama_model.difference(have, want) == ["parameters.num_ctx", "parameters.use_mmap"]
 
 
 def test_what_the_server_adds_by_itself_is_no_difference():
-    have = _ollama_model.observe(show(parameters='stop "<turn|>"', details={"family": "gemma4", "parent_model": "x:latest"}))
+    have = ollama_model.observe(show(parameters='stop "<turn|>"', details={"family": "gemma4", "parent_model": "x:latest"}))
     have["renderer"] = "gemma4"
     want = {**have, "renderer": "", "parameters": {}}
-    assert _ollama_model.difference(have, want) == []
-    assert _ollama_model.difference({**have, "family": "qwen3"}, want) == ["renderer", "parameters.stop"]
+    assert ollama_model.difference(have, want) == []
+    assert ollama_model.difference({**have, "family": "qwen3"}, want) == ["renderer", "parameters.stop"]
 
 
 def test_sources_belong_to_one_model():
     content = "0123456789abcdef"
     tags = [
-        {"name": _ollama_model.source_name(name, content, quantize)}
+        {"name": ollama_model.source_name(name, content, quantize)}
         for name, quantize in (("m", None), ("m:v1", "q8_0"), ("lan:5000/ns/m", None), ("m-a", None))
     ]
     assert [one["name"] for one in tags][:2] == ["m:latest.src-0123456789ab", "m:v1.src-0123456789ab-q8_0"]
-    assert _ollama_model.sources_of("m", tags) == ["m:latest.src-0123456789ab"]
-    assert _ollama_model.sources_of("M:V1", tags) == ["m:v1.src-0123456789ab-q8_0"]
-    assert all(_ollama_model.is_source(one["name"]) for one in tags)
-    assert not _ollama_model.is_source("m:latest")
-    assert len(_ollama.parse_name(_ollama_model.source_name("m:" + "t" * 80, content, "q4_k_m")).tag) == 80
+    assert ollama_model.sources_of("m", tags) == ["m:latest.src-0123456789ab"]
+    assert ollama_model.sources_of("M:V1", tags) == ["m:v1.src-0123456789ab-q8_0"]
+    assert all(ollama_model.is_source(one["name"]) for one in tags)
+    assert not ollama_model.is_source("m:latest")
+    assert len(ollama_client.parse_name(ollama_model.source_name("m:" + "t" * 80, content, "q4_k_m")).tag) == 80
 
 
 @pytest.mark.parametrize(
@@ -522,7 +524,7 @@ def test_sources_belong_to_one_model():
     ],
 )
 def test_offload(size, vram, words):
-    problem = _ollama_model.offload_problem("m", {"size": size, "size_vram": vram})
+    problem = ollama_model.offload_problem("m", {"size": size, "size_vram": vram})
     assert (problem is None) == (words is None)
     if words:
         assert words in problem
@@ -531,8 +533,8 @@ def test_offload(size, vram, words):
 
 def test_what_the_engine_said_contradicts_no_refusal():
     said = {"wanted_mib": 11885, "free_mib": 7838, "layers": 23, "all_layers": 41}
-    assert "found 7,838 MiB free, and put 23 of 41 layers on it" in _ollama_model.layout_text(said)
-    assert _ollama_model.layout_text({**said, "wanted_mib": None, "layers": 41}) == ""
+    assert "found 7,838 MiB free, and put 23 of 41 layers on it" in ollama_model.layout_text(said)
+    assert ollama_model.layout_text({**said, "wanted_mib": None, "layers": 41}) == ""
 
 
 def test_a_registry_that_cannot_be_asked_predicts_no_change(monkeypatch):
@@ -543,12 +545,12 @@ def test_a_registry_that_cannot_be_asked_predicts_no_change(monkeypatch):
             return tags["models"]
 
     def silent(name, insecure):
-        raise _ollama.OllamaError("unreachable", "The registry cannot be asked.")
+        raise ollama_client.OllamaError("unreachable", "The registry cannot be asked.")
 
-    monkeypatch.setattr(_ollama, "registry_digest", silent)
-    fake, result = Fake(), _ollama_model.Result(True)
-    declared = _ollama_model.declare({"name": "b", "pull": "always"})
-    _ollama_model.ensure_present(fake, _ollama_model.Store(fake), declared, result)
+    monkeypatch.setattr(ollama_client, "registry_digest", silent)
+    fake, result = Fake(), ollama_model.Result(True)
+    declared = ollama_model.declare({"name": "b", "pull": "always"})
+    ollama_model.ensure_present(fake, ollama_model.Store(fake), declared, result)
     assert not result.changed
     assert "is not known" in result.warnings[0]
 
@@ -558,7 +560,7 @@ def test_a_server_killed_in_the_middle_is_no_success():
         b'HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 14\r\n\r\n{"models": []}',
         b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1f\r\n{"status": "pulling manifest"}\n\r\n',
     ]
-    with scripted(*answers) as (url, _asked), pytest.raises(_ollama.OllamaError) as caught:
+    with scripted(*answers) as (url, _asked), pytest.raises(ollama_client.OllamaError) as caught:
         run(url, {"name": "m"})
     assert caught.value.kind == "cut"
 
@@ -570,17 +572,17 @@ def test_a_server_killed_in_the_middle_is_no_success():
 def test_a_run_that_was_cut_off_is_completed_by_the_next(tmp_path, monkeypatch):
     path = tiny_gguf(tmp_path / "m.gguf")
     entry = {"name": "cut", "gguf": path, "system": "x"}
-    create, calls = _ollama.Client.create, []
+    create, calls = ollama_client.Client.create, []
 
     def cut(self, request):
         calls.append(request["model"])
         if len(calls) == 2:
-            raise _ollama.OllamaError("cut", "The server was killed.")
+            raise ollama_client.OllamaError("cut", "The server was killed.")
         return create(self, request)
 
     with ollama(tmp_path) as url:
-        monkeypatch.setattr(_ollama.Client, "create", cut)
-        with pytest.raises(_ollama.OllamaError, match="was killed"):
+        monkeypatch.setattr(ollama_client.Client, "create", cut)
+        with pytest.raises(ollama_client.OllamaError, match="was killed"):
             run(url, entry)
         monkeypatch.undo()
     assert [name.partition(".src-")[0] for name in calls] == ["cut:latest", "cut:latest"]
@@ -599,9 +601,9 @@ def test_two_controllers_at_once_end_in_what_both_want(server, base):
         for number in range(5):
             try:
                 run(server, {**entry, "system": f"turn {number}"})
-            except _ollama_model.ModelError as error:
+            except ollama_model.ModelError as error:
                 failures.append(str(error))
-            except _ollama.OllamaError as error:
+            except ollama_client.OllamaError as error:
                 # A manifest that the other one is just writing cannot be read: HTTP 500.
                 failures.append(error.kind)
 
@@ -618,12 +620,12 @@ def test_two_controllers_at_once_end_in_what_both_want(server, base):
 
 def test_adapters_of_the_base_stay_and_one_is_added():
     text = f"FROM /x/sha256-{'b' * 64}\nADAPTER /x/sha256-{'c' * 64}\nTEMPLATE x\n"
-    base = _ollama_model.observe(show(modelfile=text))
+    base = ollama_model.observe(show(modelfile=text))
     assert base["adapters"] == ["c" * 64]
-    declared = _ollama_model.declare({"name": "a", "from": "b", "adapter": "/lora.gguf"})
-    want = _ollama_model.wanted(declared, "b", base, "a" * 64)
+    declared = ollama_model.declare({"name": "a", "from": "b", "adapter": "/lora.gguf"})
+    want = ollama_model.wanted(declared, "b", base, "a" * 64)
     assert want["adapters"] == ["a" * 64, "c" * 64]
     have = {**want, "adapters": ["a" * 64]}
-    assert _ollama_model.difference(have, want) == ["adapters"]
-    request = _ollama_model.create_request(declared, "a", "b", "a" * 64)
+    assert ollama_model.difference(have, want) == ["adapters"]
+    request = ollama_model.create_request(declared, "a", "b", "a" * 64)
     assert request == {"model": "a", "from": "b", "adapters": {"adapter.gguf": f"sha256:{'a' * 64}"}}

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _ollama_service
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import service as ollama_service
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from ansible_collections.gpufleet.llm.plugins.module_utils import _ollama_servic
     ],
 )
 def test_settings_are_what_the_server_makes_of_them(environment, changed):
-    assert _ollama_service.settings(environment) == {**_ollama_service.DEFAULTS, **changed}
+    assert ollama_service.settings(environment) == {**ollama_service.DEFAULTS, **changed}
 
 
 def systemctl(folder, text, status=0):
@@ -37,14 +37,14 @@ def test_a_running_service(tmp_path):
     (tmp_path / "42").mkdir()
     (tmp_path / "42" / "environ").write_bytes(b"OLLAMA_NUM_PARALLEL=2\0HTTPS_PROXY=http://u:secret@p\0odd\0\xff=\xfe\0")
     command = systemctl(tmp_path, "MainPID=42\nActiveState=active\nExecMainStartTimestamp=Mon 2026-11-23")
-    found = _ollama_service.observe("ollama.service", command, str(tmp_path))
+    found = ollama_service.observe("ollama.service", command, str(tmp_path))
     assert (found["active"], found["pid"], found["settings"]["num_parallel"]) == ("active", 42, 2)
     assert "secret" not in str(found)
 
 
 def test_a_service_that_is_not_there(tmp_path):
     command = systemctl(tmp_path, "MainPID=0\nActiveState=inactive\nExecMainStartTimestamp=")
-    assert _ollama_service.observe("x", command, str(tmp_path)) == {
+    assert ollama_service.observe("x", command, str(tmp_path)) == {
         "active": "inactive",
         "pid": None,
         "started_at": None,
@@ -54,11 +54,11 @@ def test_a_service_that_is_not_there(tmp_path):
 
 def test_what_cannot_be_read_is_told(tmp_path):
     command = systemctl(tmp_path, "MainPID=42\nActiveState=active")
-    with pytest.raises(_ollama_service.ServiceError, match="become: true"):
-        _ollama_service.observe("x", command, str(tmp_path))
+    with pytest.raises(ollama_service.ServiceError, match="become: true"):
+        ollama_service.observe("x", command, str(tmp_path))
     for broken in (systemctl(tmp_path, "", 1), str(tmp_path / "none")):
-        with pytest.raises(_ollama_service.ServiceError, match="systemd cannot be asked"):
-            _ollama_service.observe("x", broken, str(tmp_path))
+        with pytest.raises(ollama_service.ServiceError, match="systemd cannot be asked"):
+            ollama_service.observe("x", broken, str(tmp_path))
 
 
 PARTLY = """\
@@ -79,10 +79,10 @@ load_tensors: offloaded 23/41 layers to GPU
     ],
 )
 def test_the_layout_is_what_the_engine_said_last(text, found):
-    assert tuple(_ollama_service.read_layout(text)[key] for key in ("layers", "all_layers", "wanted_mib", "free_mib")) == found
+    assert tuple(ollama_service.read_layout(text)[key] for key in ("layers", "all_layers", "wanted_mib", "free_mib")) == found
 
 
 def test_a_journal_that_cannot_be_read_is_none(tmp_path):
-    assert _ollama_service.layout("x", 1.5, str(tmp_path / "none")) is None
-    assert _ollama_service.layout("x", 1.5, systemctl(tmp_path, "offloaded 1/2 layers to GPU", 1)) is None
-    assert _ollama_service.layout("x", 1.5, systemctl(tmp_path, "offloaded 1/2 layers to GPU"))["layers"] == 1
+    assert ollama_service.layout("x", 1.5, str(tmp_path / "none")) is None
+    assert ollama_service.layout("x", 1.5, systemctl(tmp_path, "offloaded 1/2 layers to GPU", 1)) is None
+    assert ollama_service.layout("x", 1.5, systemctl(tmp_path, "offloaded 1/2 layers to GPU"))["layers"] == 1

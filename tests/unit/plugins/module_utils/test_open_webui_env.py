@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import pytest
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _open_webui_env as env
-from ansible_collections.gpufleet.llm.plugins.module_utils._ollama_env import environment_file
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama.environment import environment_file
+from ansible_collections.gpufleet.llm.plugins.module_utils._open_webui import environment as env
 
 hypothesis = pytest.importorskip("hypothesis")
 st = hypothesis.strategies

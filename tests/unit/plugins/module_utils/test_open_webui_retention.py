@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _open_webui_retention as retention
+from ansible_collections.gpufleet.llm.plugins.module_utils._open_webui import retention
 from ansible_collections.gpufleet.llm.tests.unit.plugins.open_webui_server import open_webui
 
 NOW = 1_800_000_000

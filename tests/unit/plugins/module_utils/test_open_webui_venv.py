@@ -10,7 +10,7 @@ import subprocess
 
 import pytest
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _open_webui_venv as venv
+from ansible_collections.gpufleet.llm.plugins.module_utils._open_webui import venv
 
 STAMP = venv.wanted_stamp("0.12.4", "slim", "list")
 

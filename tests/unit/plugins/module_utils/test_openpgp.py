@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _openpgp
+from ansible_collections.gpufleet.llm.plugins.module_utils._driver import openpgp
 
 
 @pytest.fixture(scope="module")
@@ -35,25 +35,25 @@ def keys(tmp_path_factory):
 
 def test_fingerprints_are_gpgs(keys):
     binary, armoured, found = keys
-    assert sorted(_openpgp.fingerprints(binary)) == found
-    assert sorted(_openpgp.fingerprints(armoured)) == found
-    assert _openpgp.dearmor(armoured) == binary
+    assert sorted(openpgp.fingerprints(binary)) == found
+    assert sorted(openpgp.fingerprints(armoured)) == found
+    assert openpgp.dearmor(armoured) == binary
 
 
 def test_half_a_keyring_is_refused(keys):
-    with pytest.raises(_openpgp.OpenpgpError, match="middle of a packet"):
-        _openpgp.fingerprints(keys[0][:100])
+    with pytest.raises(openpgp.OpenpgpError, match="middle of a packet"):
+        openpgp.fingerprints(keys[0][:100])
 
 
 @pytest.mark.parametrize("data", [b"", b"<html>404</html>", b"\x00\x01", b"-----BEGIN PGP PUBLIC KEY BLOCK-----\n\n!!!\n-----END"])
 def test_what_is_no_keyring_is_refused_in_words(data):
-    with pytest.raises(_openpgp.OpenpgpError, match="wanted is"):
-        _openpgp.fingerprints(data)
+    with pytest.raises(openpgp.OpenpgpError, match="wanted is"):
+        openpgp.fingerprints(data)
 
 
 @given(st.binary(max_size=80))
 def test_no_bytes_break_it(data):
     try:
-        assert _openpgp.fingerprints(data)
-    except _openpgp.OpenpgpError:
+        assert openpgp.fingerprints(data)
+    except openpgp.OpenpgpError:
         pass

@@ -10,11 +10,12 @@ import sys
 
 import pytest
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _plan, _vram
+from ansible_collections.gpufleet.llm.plugins.module_utils._plan import formula
+from ansible_collections.gpufleet.llm.plugins.module_utils._plan import plan as plan_plan
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[3]))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[4]))
 
-import bench_plan  # noqa: E402
+from bench import plan as bench_plan  # noqa: E402
 
 RTX_4090 = {"name": "NVIDIA GeForce RTX 4090", "total_mib": 24564}
 HEADERS: dict = {}
@@ -30,7 +31,7 @@ def wish(shape="qwen3-14b-q8_0", trained=131072, **changes):
 
 
 def plan(*wishes, gpus=(RTX_4090,), **settings):
-    return _plan.make(list(wishes), _plan.cards_given(gpus), **settings)
+    return plan_plan.make(list(wishes), plan_plan.cards_given(gpus), **settings)
 
 
 def test_the_articles_setting_fails_with_what_to_do():
@@ -77,7 +78,7 @@ def test_every_suggestion_fits_when_it_is_followed(kv_cache_type, num_parallel, 
             changes["num_parallel"] = 1
         again = {**first, **changes}
         if one["weights"]:
-            again["shape"] = _vram.as_q4_k_m(_vram.describe(first["header"]), first["header"]["tensors"])
+            again["shape"] = formula.as_q4_k_m(formula.describe(first["header"]), first["header"]["tensors"])
         followed = plan(again, gpus=[card])
         assert followed["fits"] is True and followed["models"][0]["total_mib"] == one["total_mib"], one
 
@@ -120,14 +121,14 @@ def test_a_model_that_would_fit_one_card_is_dealt_out_where_ollama_does_so():
 
 def test_the_rough_estimate_is_ollamas():
     """predicted of PredictServerVRAM for 14B q4_K_M, 40,960 tokens: file bytes + 2 * 40 layers * 8 heads * 128 * 40,960 * 2."""
-    shape = _vram.describe(wish("qwen3-14b-q4_K_M")["header"])
-    assert _vram.rough_bytes(shape, 40960, 1) == shape["file_bytes"] + 6_710_886_400
-    limit = _vram.rough_bytes(shape, 40960, 1) * 5 // 4 // 1048576
-    assert _vram.stays_on_one(shape, 40960, 1, limit + 1) and not _vram.stays_on_one(shape, 40960, 1, limit - 1)
+    shape = formula.describe(wish("qwen3-14b-q4_K_M")["header"])
+    assert formula.rough_bytes(shape, 40960, 1) == shape["file_bytes"] + 6_710_886_400
+    limit = formula.rough_bytes(shape, 40960, 1) * 5 // 4 // 1048576
+    assert formula.stays_on_one(shape, 40960, 1, limit + 1) and not formula.stays_on_one(shape, 40960, 1, limit - 1)
 
 
 def test_a_host_without_cards_is_held_against_nothing():
-    made = _plan.make([wish()], [])
+    made = plan_plan.make([wish()], [])
     assert made["fits"] is True and made["gpus"] == [] and made["models"][0]["gpu"] == []
 
 
@@ -164,23 +165,23 @@ def test_a_dry_run_that_was_refused_leaves_the_formula():
 
 def test_a_written_plan_remembers_its_dry_run():
     said = {"weights_mib": 14177, "kv_mib": 3400, "compute_mib": 162, "device_mib": 17740, "per_card_mib": [17740], "engine": "b10488"}
-    cards = _plan.cards_given([RTX_4090])
-    first = _plan.make([wish()], cards, dry_run=lambda *_args: said)
-    text, settled = _plan.document(first), _plan.settle(wish(), cards)
-    assert _plan.remembered(text, settled, cards, 512, "b10488") == said
-    again = _plan.make([wish()], cards, dry_run=lambda one, used, batch: _plan.remembered(text, one, used, batch, "b10488"))
-    assert _plan.same(text, again)
-    assert _plan.remembered(text, settled, cards, 1024, "b10488") is None
-    assert _plan.remembered(text, settled, cards, 512, "b10499") is None
-    assert _plan.remembered("{", settled, cards, 512, "b10488") is None
+    cards = plan_plan.cards_given([RTX_4090])
+    first = plan_plan.make([wish()], cards, dry_run=lambda *_args: said)
+    text, settled = plan_plan.document(first), plan_plan.settle(wish(), cards)
+    assert plan_plan.remembered(text, settled, cards, 512, "b10488") == said
+    again = plan_plan.make([wish()], cards, dry_run=lambda one, used, batch: plan_plan.remembered(text, one, used, batch, "b10488"))
+    assert plan_plan.same(text, again)
+    assert plan_plan.remembered(text, settled, cards, 1024, "b10488") is None
+    assert plan_plan.remembered(text, settled, cards, 512, "b10499") is None
+    assert plan_plan.remembered("{", settled, cards, 512, "b10488") is None
 
 
 def test_a_plan_is_the_same_while_only_others_move():
-    before = _plan.document(plan(wish()))
-    assert _plan.same(before, plan(wish(), gpus=[{**RTX_4090, "used_mib": 200}]))
-    assert not _plan.same(before, plan(wish(), gpus=[{**RTX_4090, "used_mib": 300}]))
-    assert not _plan.same(before, plan(wish(num_ctx=32768)))
-    assert not _plan.same("", plan(wish())) and not _plan.same("[]", plan(wish()))
+    before = plan_plan.document(plan(wish()))
+    assert plan_plan.same(before, plan(wish(), gpus=[{**RTX_4090, "used_mib": 200}]))
+    assert not plan_plan.same(before, plan(wish(), gpus=[{**RTX_4090, "used_mib": 300}]))
+    assert not plan_plan.same(before, plan(wish(num_ctx=32768)))
+    assert not plan_plan.same("", plan(wish())) and not plan_plan.same("[]", plan(wish()))
     assert json.loads(before)["models"][0]["name"] == "qwen3:14b-q8_0"
 
 
@@ -210,7 +211,7 @@ def process(unit, used_mib):
     ],
 )
 def test_cards_as_nvml_tells_them(changes, used, reserved):
-    (card,) = _plan.cards_read(sample(gpu(**changes)))
+    (card,) = plan_plan.cards_read(sample(gpu(**changes)))
     assert (card["used_mib"], card["reserved_mib"], card["uuid"]) == (used, reserved, "GPU-1")
 
 
@@ -224,18 +225,18 @@ def test_cards_as_nvml_tells_them(changes, used, reserved):
     ],
 )
 def test_cards_that_cannot_be_read_are_not_zero(taken, says):
-    with pytest.raises(_plan.PlanError, match=says):
-        _plan.cards_read(taken)
+    with pytest.raises(plan_plan.PlanError, match=says):
+        plan_plan.cards_read(taken)
 
 
 @pytest.mark.parametrize("card", [{"total_mib": 0}, {"total_mib": 100}, {"total_mib": 24564, "used_mib": 30000}, {"total_mib": 24564, "reserved_mib": -1}])
 def test_cards_that_are_none(card):
-    with pytest.raises(_plan.PlanError):
-        _plan.cards_given([card])
+    with pytest.raises(plan_plan.PlanError):
+        plan_plan.cards_given([card])
 
 
 def test_a_model_declared_twice_and_a_refused_setting():
-    with pytest.raises(_plan.PlanError, match="is declared 2 times"):
+    with pytest.raises(plan_plan.PlanError, match="is declared 2 times"):
         plan(wish(), wish())
-    with pytest.raises(_vram.VramError, match="needs flash attention"):
+    with pytest.raises(formula.VramError, match="needs flash attention"):
         plan(wish(flash_attention=False))

@@ -11,7 +11,8 @@ import sys
 
 import pytest
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _report, _soak_verdict
+from ansible_collections.gpufleet.llm.plugins.module_utils._soak import report as soak_report
+from ansible_collections.gpufleet.llm.plugins.module_utils._soak import verdicts
 from ansible_collections.gpufleet.llm.tests.unit.plugins import soak_runs
 
 EVIL = "<script>alert(1)</script>|`x`"
@@ -20,7 +21,7 @@ EVIL = "<script>alert(1)</script>|`x`"
 @pytest.fixture(scope="module")
 def document():
     bad = soak_runs.run(300, ps=lambda t: (15384, 6957) if 100 <= t < 130 else (11885, 11885))
-    return _report.soak_document([("gpu1", soak_runs.run(300)), ("gpu2", bad)], title="Soak " + EVIL, now=1_800_000_000)
+    return soak_report.soak_document([("gpu1", soak_runs.run(300)), ("gpu2", bad)], title="Soak " + EVIL, now=1_800_000_000)
 
 
 def test_the_document_is_what_the_docs_say(document):
@@ -33,13 +34,13 @@ def test_the_document_is_what_the_docs_say(document):
 
 
 def test_the_terminal_shows_the_table_and_names_what_failed(document):
-    text = "\n".join(_report.terminal(document))
+    text = "\n".join(soak_report.terminal(document))
     assert "NOT as it should be" in text and "gpu2: CPU offload: 30 s (wanted: none)" in text
     assert text.count("\n") < 20 and max(map(len, text.splitlines())) < 140
 
 
 def test_markdown_holds_every_verdict_and_breaks_no_table(document):
-    text = _report.markdown(document)
+    text = soak_report.markdown(document)
     assert "<script" not in text.replace("\\<script", "") and "\\<script" in text
     for line in text.splitlines():
         if line.startswith("| "):
@@ -69,43 +70,43 @@ class Page(html.parser.HTMLParser):
 
 
 def test_the_page_is_whole_and_refers_to_nothing_outside(document):
-    page = Page(_report.page(document, {}))
+    page = Page(soak_report.page(document, {}))
     assert page.open == [] and len(set(page.ids)) == len(page.ids)
     assert set(page.refers) == {"#h1", "#h2"} and "script" not in page.tags and "link" not in page.tags
 
 
 def test_a_page_of_a_verified_fleet_needs_no_plots():
     verdict = {"name": "driver", "state": "fail", "found": EVIL, "wanted": "x", "text": ""}
-    document = _report.verify_document([{"host": "gpu1", "verdict": "fail", "verdicts": [verdict], "facts": {"a": EVIL}}])
-    assert _report.plots(document) == {}
-    assert "script" not in Page(_report.page(document, {})).tags
-    assert "driver" in "\n".join(_report.terminal(document))
+    document = soak_report.verify_document([{"host": "gpu1", "verdict": "fail", "verdicts": [verdict], "facts": {"a": EVIL}}])
+    assert soak_report.plots(document) == {}
+    assert "script" not in Page(soak_report.page(document, {})).tags
+    assert "driver" in "\n".join(soak_report.terminal(document))
 
 
 def test_without_matplotlib_it_is_said_what_to_do(document, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(_report.ReportError, match="pip install matplotlib"):
-        _report.plots(document)
+    with pytest.raises(soak_report.ReportError, match="pip install matplotlib"):
+        soak_report.plots(document)
 
 
 def test_a_comparison_names_its_settings_and_the_last_one_decides():
     well, bad = soak_runs.run(60), soak_runs.run(300, ps=lambda t: (15384, 6957) if 100 <= t < 130 else (11885, 11885))
-    document = _report.soak_document([("stock", bad), ("article", well), ("fleet", well)], kind="compare")
-    head, rows = _report.summary(document)
+    document = soak_report.soak_document([("stock", bad), ("article", well), ("fleet", well)], kind="compare")
+    head, rows = soak_report.summary(document)
     assert head[0] == "setting" and [row[0] for row in rows] == ["stock", "article", "fleet"]
     assert document["verdict"] == "pass" and [host["verdict"] for host in document["hosts"]] == ["fail", "pass", "pass"]
-    assert _report.soak_document([("stock", well), ("fleet", bad)], kind="compare")["verdict"] == "fail"
+    assert soak_report.soak_document([("stock", well), ("fleet", bad)], kind="compare")["verdict"] == "fail"
 
 
 def test_a_drawing_is_made_fit_for_a_page():
     svg = '<?xml version="1.0"?><!DOCTYPE svg><svg xmlns:xlink="x" width="4pt" height="2pt" xmlns="y"><metadata>m</metadata><defs><path id="a"/></defs>'
     svg += '<g clip-path="url(#a)"><use xlink:href="#a" x="1.23456"/></g></svg>'
-    made = _report.inline(svg, 7, 'A "caption"')
+    made = soak_report.inline(svg, 7, 'A "caption"')
     assert made.startswith('<svg role="img" aria-label="A &quot;caption&quot;"')
     assert 'id="p7-a"' in made and "url(#p7-a)" in made and 'href="#p7-a"' in made and 'x="1.23"' in made
     assert "metadata" not in made and "xmlns" not in made and "width" not in made and "height" not in made
 
 
 def test_spans():
-    assert [_report.span(seconds) for seconds in (45, 600, 28800)] == ["45 s", "10 min", "8.0 h"]
-    assert _soak_verdict.SCHEMA == 1
+    assert [soak_report.span(seconds) for seconds in (45, 600, 28800)] == ["45 s", "10 min", "8.0 h"]
+    assert verdicts.SCHEMA == 1

@@ -13,7 +13,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _soak, _soak_client, _soak_load, _soak_verdict
+from ansible_collections.gpufleet.llm.plugins.module_utils._soak import client as soak_client
+from ansible_collections.gpufleet.llm.plugins.module_utils._soak import load as soak_load
+from ansible_collections.gpufleet.llm.plugins.module_utils._soak import program as soak_program
+from ansible_collections.gpufleet.llm.plugins.module_utils._soak import verdicts
 
 MIB = 1024 * 1024
 USAGE = {"prompt_tokens": 40, "completion_tokens": 3, "total_tokens": 43}
@@ -83,14 +86,14 @@ class NoCard:
 
 
 def config(url, **changes):
-    load = _soak_load.settle("quick", {"duration_s": 0, "rounds": 2, "input_tokens": 64, "pause_s": 0, **changes.pop("load", {})})
-    made = {**_soak.CONFIG, "load": load, "model": "m", "url": url, "ollama_url": url, "interval_s": 0.05, "plan_path": "/nonexistent"}
+    load = soak_load.settle("quick", {"duration_s": 0, "rounds": 2, "input_tokens": 64, "pause_s": 0, **changes.pop("load", {})})
+    made = {**soak_program.CONFIG, "load": load, "model": "m", "url": url, "ollama_url": url, "interval_s": 0.05, "plan_path": "/nonexistent"}
     return {**made, "guard_state_path": "/nonexistent", "unit": "nobody.service", **changes}
 
 
 def ran(folder, settings, stop=None):
-    reason = _soak.run(settings, str(folder), nvml=NoCard(), stop=stop)
-    return reason, _soak_verdict.parse((folder / "run.jsonl").read_text(encoding="utf-8").splitlines())
+    reason = soak_program.run(settings, str(folder), nvml=NoCard(), stop=stop)
+    return reason, verdicts.parse((folder / "run.jsonl").read_text(encoding="utf-8").splitlines())
 
 
 def test_a_run_comes_to_its_end_and_can_be_judged(tmp_path):
@@ -102,26 +105,26 @@ def test_a_run_comes_to_its_end_and_can_be_judged(tmp_path):
     assert run["start"]["versions"]["ollama"] == "0.32.15" and run["start"]["versions"]["digest"] == "ab"
     assert [sample["ps"]["models"] for sample in run["samples"]][-1] == [["m:latest", 100, 100, 4096]]
     assert {path for path, _body, _token in seen} == {"/api/generate", "/api/chat"}
-    failed = [verdict["name"] for verdict in _soak_verdict.judge(run)["verdicts"] if verdict["state"] == "fail"]
+    failed = [verdict["name"] for verdict in verdicts.judge(run)["verdicts"] if verdict["state"] == "fail"]
     assert set(failed) <= {"sampling"}  # twenty samples a second on a busy machine
     assert "100%" in (tmp_path / "progress").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("chat", "says"), [("error", "llama-server process has terminated"), ("cut", "broke off")])
 def test_what_the_server_does_wrong_is_a_result(tmp_path, chat, says, monkeypatch):
-    monkeypatch.setattr(_soak, "ERROR_PAUSE_S", 0)
+    monkeypatch.setattr(soak_program, "ERROR_PAUSE_S", 0)
     with serving(chat) as (url, _seen):
         reason, run = ran(tmp_path, config(url))
     assert reason == "done" and {request["status"] for request in run["requests"]} == {"error"}
     assert says in run["requests"][0]["error"]
-    assert {"load", "errors"} <= {verdict["name"] for verdict in _soak_verdict.judge(run)["verdicts"] if verdict["state"] == "fail"}
+    assert {"load", "errors"} <= {verdict["name"] for verdict in verdicts.judge(run)["verdicts"] if verdict["state"] == "fail"}
 
 
 def test_a_server_that_is_not_there_is_a_result(tmp_path, monkeypatch):
-    monkeypatch.setattr(_soak, "ERROR_PAUSE_S", 0)
+    monkeypatch.setattr(soak_program, "ERROR_PAUSE_S", 0)
     reason, run = ran(tmp_path, config("http://127.0.0.1:9"))
     assert reason == "done" and len(run["requests"]) == 4
-    assert {"errors", "server"} <= {verdict["name"] for verdict in _soak_verdict.judge(run)["verdicts"] if verdict["state"] == "fail"}
+    assert {"errors", "server"} <= {verdict["name"] for verdict in verdicts.judge(run)["verdicts"] if verdict["state"] == "fail"}
 
 
 def test_endless_thoughts_are_seen(tmp_path):
@@ -143,14 +146,14 @@ def test_it_stops_when_asked_also_while_a_request_hangs(tmp_path):
 
 @pytest.mark.parametrize("kind", ["ollama", "openai", "open_webui"])
 def test_each_target_is_asked_in_its_own_words(kind):
-    load = _soak_load.settle("mixed", {"other_num_ctx": 2048, "embed_model": "e", "num_predict": 9, "input_tokens": 64})
+    load = soak_load.settle("mixed", {"other_num_ctx": 2048, "embed_model": "e", "num_predict": 9, "input_tokens": 64})
     with serving() as (url, seen):
-        target = _soak_client.Target(kind, url, "m", email="a", password="right", embed_model="e")
+        target = soak_client.Target(kind, url, "m", email="a", password="right", embed_model="e")
         for number in (1, 5):
-            answer = target.ask(_soak_load.request(load, 1, number))
+            answer = target.ask(soak_load.request(load, 1, number))
             assert answer["text"].endswith("fine") and answer["tokens_in"] == 40 and answer["done_reason"] == "stop"
     chats = [(body, token) for path, body, token in seen if "chat" in path]
-    assert [path for path, _body, _token in seen if "chat" in path] == [_soak_client.PATHS[kind]["chat"]] * 2
+    assert [path for path, _body, _token in seen if "chat" in path] == [soak_client.PATHS[kind]["chat"]] * 2
     if kind == "ollama":
         assert [body["options"] for body, _token in chats] == [{"num_predict": 9}, {"num_predict": 9, "num_ctx": 2048}]
     else:
@@ -159,8 +162,8 @@ def test_each_target_is_asked_in_its_own_words(kind):
 
 
 def test_a_refused_sign_in_is_an_error_of_the_request():
-    with serving() as (url, _seen), pytest.raises(_soak_client.AskError, match="no token"):
-        _soak_client.Target("open_webui", url, "m", email="a", password="wrong").ask(_soak_load.request(_soak_load.settle("quick"), 1, 1))
+    with serving() as (url, _seen), pytest.raises(soak_client.AskError, match="no token"):
+        soak_client.Target("open_webui", url, "m", email="a", password="wrong").ask(soak_load.request(soak_load.settle("quick"), 1, 1))
 
 
 @pytest.mark.parametrize(
@@ -175,8 +178,8 @@ def test_a_refused_sign_in_is_an_error_of_the_request():
     ],
 )
 def test_an_answer_that_broke_off_is_none(raw, kind):
-    with pytest.raises(_soak_client.AskError):
-        _soak_client.parse(raw, kind)
+    with pytest.raises(soak_client.AskError):
+        soak_client.parse(raw, kind)
 
 
 # --- what is seen of the host ---
@@ -198,13 +201,13 @@ def test_runners_are_found_by_unit_and_name_with_model_and_context(tmp_path):
     process(tmp_path, 11, "llama-server", "ollama.service", "llama-server", "--model", model, "-c", "81920", "-np", "2")
     process(tmp_path, 12, "llama-server", "other.service", "llama-server", "--model", model, "-c", "81920")
     process(tmp_path, 13, "llama-server", "ollama.service", "llama-server", "--list-devices")
-    seen = _soak.Processes("ollama.service", str(tmp_path)).look(0.0)
+    seen = soak_program.Processes("ollama.service", str(tmp_path)).look(0.0)
     assert seen["server"] == 10 and seen["rss"] == 2.0
     assert seen["runners"] == [{"pid": 11, "start": 7, "model": "ab" * 6, "context": 81920}]
 
 
 def test_a_runner_that_takes_long_to_become_one_is_found(tmp_path):
-    processes = _soak.Processes("ollama.service", str(tmp_path))
+    processes = soak_program.Processes("ollama.service", str(tmp_path))
     process(tmp_path, 11, "python3", "ollama.service", "python3", "llama-server")
     assert processes.look(0.0)["runners"] == [] == processes.look(60.0)["runners"]
     process(tmp_path, 11, "llama-server", "ollama.service", "llama-server", "--model", "/m/sha256-" + "cd" * 32, "-c", "4096")
@@ -214,19 +217,19 @@ def test_a_runner_that_takes_long_to_become_one_is_found(tmp_path):
 def test_held_is_what_others_do_not_own():
     gpu = {"index": 0, "state": "ok", "used_mib": 9000, "temperature_c": 60, "power_w": 300.0, "gpu_util_percent": 9, "throttle_reasons": []}
     own, other = {"used_mib": 5000, "unit": "ollama.service"}, {"used_mib": 1500, "unit": "x.service"}
-    card = _soak.card_of({**gpu, "processes": [own, other]}, "ollama.service")
+    card = soak_program.card_of({**gpu, "processes": [own, other]}, "ollama.service")
     assert (card["held"], card["others"]) == (7500, 1500)  # 2,500 that nobody owns are the server's
     # One that is ending has lost its unit; it was a runner, and is nobody else's. Without a unit from the start it is somebody's.
     ending, stranger = {"used_mib": 1163, "unit": None, "pid": 11}, {"used_mib": 400, "unit": None, "pid": 12}
-    card = _soak.card_of({**gpu, "processes": [own, other, ending, stranger]}, "ollama.service", {11})
+    card = soak_program.card_of({**gpu, "processes": [own, other, ending, stranger]}, "ollama.service", {11})
     assert (card["held"], card["others"]) == (7100, 1900)
-    assert _soak.card_of({**gpu, "processes": None}, "ollama.service")["others"] is None
-    assert _soak.card_of({**gpu, "used_mib": None, "processes": []}, "ollama.service")["held"] is None
+    assert soak_program.card_of({**gpu, "processes": None}, "ollama.service")["others"] is None
+    assert soak_program.card_of({**gpu, "used_mib": None, "processes": []}, "ollama.service")["held"] is None
 
 
 def test_a_configuration_that_is_none_is_refused_in_a_sentence(tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps({"load": {"preset": "nightly"}, "model": "m"}))
-    assert _soak.main([str(tmp_path)]) == 2
+    assert soak_program.main([str(tmp_path)]) == 2
     assert "no preset 'nightly'" in capsys.readouterr().err
     (tmp_path / "config.json").write_text("{")
-    assert _soak.main([str(tmp_path)]) == 2
+    assert soak_program.main([str(tmp_path)]) == 2

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _soak_load as soak
+from ansible_collections.gpufleet.llm.plugins.module_utils._soak import load as soak
 
 EXTRA = {"mixed": {"other_num_ctx": 8192, "embed_model": "nomic"}}
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _soak_verdict as soak
+from ansible_collections.gpufleet.llm.plugins.module_utils._soak import verdicts as soak
 from ansible_collections.gpufleet.llm.tests.unit.plugins import soak_runs
 
 PLANNED = soak_runs.PLANNED

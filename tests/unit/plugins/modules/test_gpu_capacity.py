@@ -13,12 +13,11 @@ import pytest
 import yaml
 from ansible.module_utils import basic
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[3]))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[4]))
 
-import bench_plan  # noqa: E402
-
-from ansible_collections.gpufleet.llm.plugins.module_utils import _gguf  # noqa: E402
+from ansible_collections.gpufleet.llm.plugins.module_utils._plan import gguf as plan_gguf  # noqa: E402
 from ansible_collections.gpufleet.llm.plugins.modules import gpu_capacity  # noqa: E402
+from bench import plan as bench_plan  # noqa: E402
 
 RTX_4090 = {"name": "NVIDIA GeForce RTX 4090", "total_mib": 24564}
 
@@ -28,7 +27,7 @@ def gguf(tmp_path_factory):
     """A header file of Qwen3-14B q8_0, without its vocabulary."""
     header = bench_plan.header_of("qwen3-14b-q8_0")
     path = tmp_path_factory.mktemp("model") / "qwen3.gguf"
-    _gguf.write_header_file(str(path), {**header, "keys": {**header["keys"], "qwen3.context_length": 40960}})
+    plan_gguf.write_header_file(str(path), {**header, "keys": {**header["keys"], "qwen3.context_length": 40960}})
     return str(path)
 
 
@@ -81,8 +80,8 @@ def test_asserted_fails_with_the_texts_and_writes_nothing(run, gguf, tmp_path):
 
 
 def test_cards_that_cannot_be_read(run, gguf, monkeypatch):
-    monkeypatch.setattr(gpu_capacity._nvml, "sample", lambda: {"state": "no_driver", "message": "no driver.", "gpus": []})
-    monkeypatch.setattr(gpu_capacity._nvml, "client", lambda: "pynvml")
+    monkeypatch.setattr(gpu_capacity.nvml, "sample", lambda: {"state": "no_driver", "message": "no driver.", "gpus": []})
+    monkeypatch.setattr(gpu_capacity.nvml, "client", lambda: "pynvml")
     failed = run(models=[model(gguf)], gpus=...)
     assert failed["failed"] and "No GPU could be read" in failed["msg"] and "give gpus" in failed["msg"]
     instead = run(models=[model(gguf)], gpus=..., gpus_if_unreadable=[RTX_4090])

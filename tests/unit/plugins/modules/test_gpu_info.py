@@ -39,14 +39,14 @@ pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="no C compil
 @pytest.fixture(scope="session")
 def library():
     folder = REPO / ".cache" / "tests" / "nvml"
-    subprocess.run([REPO / "molecule/lab/nvml/build.sh", folder], check=True)
+    subprocess.run([REPO / "lab/nvml/build.sh", folder], check=True)
     return folder
 
 
 @pytest.fixture
 def host(library, tmp_path):
     """A function that runs the module on a host with the simulated card, and returns its answer."""
-    subprocess.run([sys.executable, REPO / "molecule/lab/nvml/make_rootfs.py", tmp_path / "root"], check=True)
+    subprocess.run([sys.executable, REPO / "lab/nvml/make_rootfs.py", tmp_path / "root"], check=True)
     (tmp_path / "root/etc").mkdir()
     (tmp_path / "root/etc/os-release").write_text("ID=debian\nVERSION_ID=12\n")
     (tmp_path / "state").write_text(STATE.format(pid=os.getpid()))
@@ -143,7 +143,7 @@ def test_what_is_returned_is_documented():
 
 def test_samples_of_the_documentation_have_the_shape_of_the_reader():
     documented = yaml.safe_load(gpu_info.RETURN)
-    gpu = {key for key in gpu_info._nvml.EMPTY_GPU if key != "processes"}
+    gpu = {key for key in gpu_info.nvml.EMPTY_GPU if key != "processes"}
     assert set(documented["gpus"]["sample"][0]) == gpu
-    process = {"gpu_index", "gpu_uuid", *gpu_info._nvml._process(1, "compute", 1, "/nowhere")}
+    process = {"gpu_index", "gpu_uuid", *gpu_info.nvml._process(1, "compute", 1, "/nowhere")}
     assert set(documented["processes"]["sample"][0]) == process

@@ -10,7 +10,7 @@ import json
 import pytest
 from ansible.module_utils.testing import patch_module_args
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _ollama
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import client as ollama_client
 from ansible_collections.gpufleet.llm.plugins.modules import ollama_info, ollama_model
 from ansible_collections.gpufleet.llm.tests.unit.plugins.ollama_server import free_port, ollama, tiny_gguf
 
@@ -18,9 +18,9 @@ from ansible_collections.gpufleet.llm.tests.unit.plugins.ollama_server import fr
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     with ollama(tmp_path_factory.mktemp("ollama")) as url:
-        client = _ollama.Client(url, timeout=60)
+        client = ollama_client.Client(url, timeout=60)
         path = tiny_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
-        digest = _ollama.file_digest(path)
+        digest = ollama_client.file_digest(path)
         client.push_blob(path, digest)
         client.create({"model": "base", "files": {"tiny.gguf": digest}})
         client.close()
