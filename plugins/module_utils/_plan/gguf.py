@@ -40,7 +40,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
-from .._ollama import client as ollama_client
+from .._ollama import names as ollama_names
 
 MIB = 1024 * 1024
 
@@ -465,7 +465,7 @@ def read_manifest(ref, deadline_s=None):
     registry.ollama.ai. Source: server/images.go and types/model/name.go of Ollama.
     """
     try:
-        name = ollama_client.parse_name(ref)
+        name = ollama_names.parse_name(ref)
     except ValueError as error:
         raise GgufError(str(error)) from error
     scheme = "http" if ref.startswith("http://") else "https"
