@@ -14,12 +14,11 @@ rewritten before it is stored; valves are replaced as a whole.
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
+
+from .. import _http
 
 # S/utils/plugin.py of 0.12.4, replace_imports(): plain text replacement, in strings and comments too.
 REWRITES = (
@@ -39,38 +38,28 @@ class OpenWebuiError(Exception):
 
 
 class Client:
-    """One server, with or without a token. ``opener`` takes (request, timeout) as the open() of urllib's openers does."""
+    """One server, with or without a token."""
 
-    def __init__(self, url, token=None, timeout=30, opener=None):
+    def __init__(self, url, token=None, timeout=30):
         self.url = url.rstrip("/")
         self.token = token
-        self.timeout = timeout
-        # No proxy of the environment: the server is on this host or in this network.
-        self._open = opener or urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+        self.server = _http.Server(self.url, timeout_s=timeout, connect_timeout_s=timeout, retries=0)
 
     def call(self, method, path, body=None):
         """The decoded JSON answer; OpenWebuiError for everything that is none."""
-        headers = {"Accept": "application/json"}
-        data = None
-        if body is not None:
-            data = json.dumps(body).encode("utf-8")
-            headers["Content-Type"] = "application/json"
-        if self.token:
-            headers["Authorization"] = f"Bearer {self.token}"
-        request = urllib.request.Request(self.url + path, data=data, headers=headers, method=method)
+        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
         try:
-            with self._open(request, timeout=self.timeout) as answer:
-                kind, text = answer.headers.get("Content-Type", ""), answer.read().decode("utf-8", "replace")
-        except urllib.error.HTTPError as error:
-            with error:
-                raise OpenWebuiError(self._refusal(method, path, error.code, error.read()), error.code) from error
-        except (urllib.error.URLError, socket.timeout, OSError) as error:
-            reason = getattr(error, "reason", error)
-            raise OpenWebuiError(f"{self.url} does not answer ({reason}); is open-webui.service active?") from error
-        if "json" not in kind:
-            raise OpenWebuiError(f"{method} {path} answered with a page, not JSON; this Open WebUI has no such route.", 200)
+            response = self.server.send(method, path, body, headers)
+            raw = self.server.read(response)
+        except _http.HttpError as error:
+            raise OpenWebuiError(f"{error} Is open-webui.service active?") from error
+        if response.status >= 300:
+            raise OpenWebuiError(self._refusal(method, path, response.status, raw), response.status)
+        if "json" not in (response.headers.get("Content-Type") or ""):
+            told = f"{method} {path} answered with a page, not JSON; this Open WebUI has no such route."
+            raise OpenWebuiError(told, 200)
         try:
-            return json.loads(text)
+            return json.loads(raw.decode("utf-8", "replace"))
         except ValueError as error:
             raise OpenWebuiError(f"{method} {path} answered with broken JSON ({error}).", 200) from error
 
