@@ -9,7 +9,7 @@
 // Written in the JavaScript of njs 0.7.9 (Debian 12): no classes, no for-of, no destructuring.
 
 // Members of `options` that are a runner's identity, and those that other releases have there; members of the body itself: keep_alive
-// unloads, shift is a launch argument of the runner. plugins/module_utils/_runner_options.py has the list; a test compares this copy.
+// unloads, shift is a launch argument of the runner. plugins/module_utils/_ollama/runner_options.py has the list; a test compares this copy.
 const RUNNER = ['draft_num_predict', 'f16_kv', 'flash_attention', 'flash_attn', 'kv_cache_type', 'logits_all', 'low_vram', 'main_gpu',
     'num_batch', 'num_ctx', 'num_gpu', 'num_gqa', 'num_parallel', 'num_thread', 'numa', 'rope_frequency_base', 'rope_frequency_scale',
     'use_mlock', 'use_mmap', 'vocab_only'];

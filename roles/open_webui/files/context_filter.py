@@ -24,7 +24,7 @@ from pydantic import BaseModel, Field
 log = logging.getLogger(__name__)
 
 # Options of Ollama's runner and members of the request that load a model again or unload it: the collection's one list
-# (plugins/module_utils/_runner_options.py), which a test compares with this one.
+# (plugins/module_utils/_ollama/runner_options.py), which a test compares with this one.
 RUNNER_OPTIONS = (
     "draft_num_predict",
     "f16_kv",
