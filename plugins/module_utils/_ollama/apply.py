@@ -19,7 +19,9 @@ from .observed import observe
 from .store import Result, Store
 
 
-def ensure_present(client: ollama_client.Client, store: Store, declared: Declaration, result: Result, unload_timeout: float = 60.0) -> None:
+def ensure_present(
+    client: ollama_client.Client, store: Store, declared: Declaration, result: Result, unload_timeout: float = 60.0
+) -> None:
     """Have the model in the store as declared. Fills `result`; with result.check it only predicts."""
     if declared.requires:
         _check_requires(client, declared)
@@ -73,7 +75,7 @@ def _make(client, store, declared, found, base_name, adapter, result, unload_tim
 
 
 def create_request(declared: Declaration, name: str, base: str, adapter: str | None = None) -> dict[str, Any]:
-    """The fields of /api/create that make `declared` from `base`; what is not declared is left out, so it is inherited."""
+    """The fields of /api/create that make `declared` from `base`; what is left out is inherited."""
     request: dict[str, Any] = {
         "model": name,
         "from": base,
@@ -95,7 +97,8 @@ def _check_outcome(client: ollama_client.Client, name: str, result: Result) -> N
     left = difference(observe(client.show(name)), result.after)
     if left:
         raise ModelError(
-            f"Model {name} was created, but the server holds something else in {', '.join(left)}. Either another writer "
+            f"Model {name} was created, but the server holds something else in {', '.join(left)}. Either another "
+            "writer "
             "changed it at the same time "
             "(run again), or this server's version sets it by itself (declare the value that `ollama show` gives)."
         )
@@ -105,7 +108,8 @@ def _check_requires(client: ollama_client.Client, declared: Declaration) -> None
     version = client.version()
     if _numbers(version) < _numbers(declared.requires):
         raise ModelError(
-            f"Model {declared.name} requires Ollama {declared.requires}; the server is {version}, and does not check that itself. Set ollama_version."
+            f"Model {declared.name} requires Ollama {declared.requires}; the server is {version}, and does not check "
+            "that itself. Set ollama_version."
         )
 
 
@@ -123,7 +127,9 @@ def _warn_of_context(declared: Declaration, base: dict[str, Any], result: Result
         )
 
 
-def ensure_absent(client: ollama_client.Client, store: Store, name: str, result: Result, unload_timeout: float = 60.0) -> None:
+def ensure_absent(
+    client: ollama_client.Client, store: Store, name: str, result: Result, unload_timeout: float = 60.0
+) -> None:
     """Have neither the model nor the sources kept for it; what is loaded of it is unloaded first."""
     found = store.find(name)
     doomed = ([found["name"]] if found else []) + names.sources_of(name, store.all())

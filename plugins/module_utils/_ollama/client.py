@@ -99,7 +99,10 @@ class Client:
 
     def create(self, request: dict[str, Any]) -> list[str]:
         """Create a model from the fields of /api/create; the status lines. Fails unless the server said `success`."""
-        return [str(line.get("status", "")) for line in self._until(self._stream("/api/create", {**request, "stream": True}), "success")]
+        return [
+            str(line.get("status", ""))
+            for line in self._until(self._stream("/api/create", {**request, "stream": True}), "success")
+        ]
 
     def pull(self, model: str, insecure: bool = False) -> dict[str, Any]:
         """Pull a model; `{bytes, statuses}`: what was downloaded now, and each status once, in order.
@@ -169,11 +172,15 @@ class Client:
 
     def chat(self, model: str, messages: list[dict[str, Any]], **fields: Any) -> Iterator[dict[str, Any]]:
         """The lines of an answer of /api/chat, as they come; the last has `done`. `fields` go into the request."""
-        return self._until_done(self._stream("/api/chat", {"model": model, "messages": messages, **fields, "stream": True}))
+        return self._until_done(
+            self._stream("/api/chat", {"model": model, "messages": messages, **fields, "stream": True})
+        )
 
     def generate(self, model: str, prompt: str, **fields: Any) -> Iterator[dict[str, Any]]:
         """The lines of an answer of /api/generate, as they come; the last has `done`."""
-        return self._until_done(self._stream("/api/generate", {"model": model, "prompt": prompt, **fields, "stream": True}))
+        return self._until_done(
+            self._stream("/api/generate", {"model": model, "prompt": prompt, **fields, "stream": True})
+        )
 
     # -- the wire
 
@@ -275,17 +282,26 @@ class Client:
         return OllamaError(error.kind, f"{error} {_TRANSPORT_ADVICE[error.kind]}")
 
     def _cut(self, after: str) -> OllamaError:
-        return OllamaError("cut", f"The answer of the server at {self.url} ended early, after {after}. See `journalctl -u ollama`; run again.")
+        return OllamaError(
+            "cut",
+            f"The answer of the server at {self.url} ended early, after {after}. See `journalctl -u ollama`; run "
+            "again.",
+        )
 
     def _not_ollama(self, what: str) -> OllamaError:
-        return OllamaError("not_ollama", f"What answers at {self.url} is not an Ollama server, or a proxy before it: {what}. Check url.")
+        return OllamaError(
+            "not_ollama",
+            f"What answers at {self.url} is not an Ollama server, or a proxy before it: {what}. Check url.",
+        )
 
     def _status_error(self, status: int, raw: bytes, path: str, body: Any = None) -> OllamaError:
         try:
             error = str(json.loads(raw)["error"])
         except (ValueError, KeyError, TypeError):
             if status in (502, 503, 504):
-                return OllamaError("unreachable", f"The proxy at {self.url} answers {status}: no Ollama server behind it.", status)
+                return OllamaError(
+                    "unreachable", f"The proxy at {self.url} answers {status}: no Ollama server behind it.", status
+                )
             return self._not_ollama(f"it answers {path} with HTTP {status}: {_http.excerpt(raw)}")
         return self._server_error(error, status, path, body)
 
@@ -320,7 +336,8 @@ _CLOSED = " where the unit keeps it from registries (IPAddressDeny), `systemctl 
 _ADVICES = (
     (
         "no space left on device",
-        " The disk of the model store is full: free space there (a pull or an import needs up to three times the file).",
+        " The disk of the model store is full: free space there (a pull or an import needs up to three times the "
+        "file).",
     ),
     (
         "requires flash_attn",
@@ -328,12 +345,16 @@ _ADVICES = (
     ),
     (
         "must be of type",
-        " The model was created with a parameter of the wrong type: declare it again with ollama_model, which checks types.",
+        " The model was created with a parameter of the wrong type: declare it again with ollama_model, which checks "
+        "types.",
     ),
     ("llama-server binary not found", " The server's own engine is missing: install the whole release (bin and lib)."),
     ("file does not exist", " The registry has no model of that name and tag: check the spelling."),
     ("i/o timeout", f" Packets to it are dropped on their way:{_CLOSED}"),
-    ("pull model manifest", " Check the model's name, and that the host reaches the registry (HTTPS_PROXY of the service)."),
+    (
+        "pull model manifest",
+        " Check the model's name, and that the host reaches the registry (HTTPS_PROXY of the service).",
+    ),
     ("server busy", " Its queue is full: wait, or raise OLLAMA_MAX_QUEUE."),
     ("out of memory", " Lower num_ctx, set ollama_kv_cache_type=q8_0, or unload other models."),
     (

@@ -27,7 +27,7 @@ class ModelError(Exception):
 
 
 class Declaration(NamedTuple):
-    """A model as wanted, checked and in one shape. `base` and `files` are exclusive; with neither it is pulled by name."""
+    """A model as wanted, checked and in one shape. `base` or `files` or neither: then it is pulled by name."""
 
     name: str
     base: str | None = None
@@ -51,7 +51,15 @@ class Declaration(NamedTuple):
     def overrides(self) -> bool:
         """Whether anything is declared beside where the model comes from."""
         return bool(
-            self.parameters or self.template or self.system or self.license or self.messages or self.renderer or self.parser or self.adapter or self.requires
+            self.parameters
+            or self.template
+            or self.system
+            or self.license
+            or self.messages
+            or self.renderer
+            or self.parser
+            or self.adapter
+            or self.requires
         )
 
     @property
@@ -75,7 +83,8 @@ def declare(entry: dict[str, Any], folder: str = "") -> Declaration:
     where = f"Model {name}: "
     if base and names.same_name(base, name):
         raise ModelError(
-            f"{where}it is to be made from itself. What is taken out of a declaration could then never go from the model; "
+            f"{where}it is to be made from itself. What is taken out of a declaration could then never go from the "
+            "model; "
             "give the variant another name, or leave out `from` to have the model pulled as it is."
         )
     declared = Declaration(
@@ -100,13 +109,17 @@ def declare(entry: dict[str, Any], folder: str = "") -> Declaration:
     if declared.pull not in PULL:
         raise ModelError(f"{where}pull is '{declared.pull}'; it has to be one of {', '.join(PULL)}.")
     if declared.only_pulled and declared.overrides:
-        raise ModelError(f"{where}it has settings of its own but nothing to be made from; give `from`, `gguf` or a Modelfile.")
+        raise ModelError(
+            f"{where}it has settings of its own but nothing to be made from; give `from`, `gguf` or a Modelfile."
+        )
     if declared.files and declared.base_digest:
         raise ModelError(f"{where}base_digest pins a model of a registry; a file is pinned by gguf_sha256.")
     if declared.file_digest and len(files) != 1:
         raise ModelError(f"{where}gguf_sha256 needs exactly one GGUF file.")
     if declared.pull == "never" and declared.only_pulled and not declared.base_digest:
-        raise ModelError(f"{where}with pull: never and nothing to be made from there is nothing to do; use ollama_info.")
+        raise ModelError(
+            f"{where}with pull: never and nothing to be made from there is nothing to do; use ollama_info."
+        )
     return declared
 
 
@@ -131,14 +144,36 @@ def _fields(given: dict[str, Any], folder: str) -> dict[str, Any]:
     text = given.get("modelfile")
     if text is None:
         if fields["from"] and fields["files"]:
-            raise ModelError(f"Model {given['name']}: `from` and `gguf` are both given; a model starts from one of them.")
+            raise ModelError(
+                f"Model {given['name']}: `from` and `gguf` are both given; a model starts from one of them."
+            )
         return fields
-    clash = sorted(key for key in ("from", "gguf", "template", "system", "license", "messages", "adapter", "renderer", "parser", "requires") if given.get(key))
+    clash = sorted(
+        key
+        for key in (
+            "from",
+            "gguf",
+            "template",
+            "system",
+            "license",
+            "messages",
+            "adapter",
+            "renderer",
+            "parser",
+            "requires",
+        )
+        if given.get(key)
+    )
     if clash:
-        raise ModelError(f"Model {given['name']}: a Modelfile and {', '.join(clash)} are given; say each thing in one place (parameters may stand in both).")
+        raise ModelError(
+            f"Model {given['name']}: a Modelfile and {', '.join(clash)} are given; say each thing in one place "
+            "(parameters may stand in both)."
+        )
     declared = modelfile.declaration(text)
     if declared.get("draft"):
-        raise ModelError(f"Model {given['name']}: its Modelfile has DRAFT, which this collection does not manage; take the line out.")
+        raise ModelError(
+            f"Model {given['name']}: its Modelfile has DRAFT, which this collection does not manage; take the line out."
+        )
     sources = declared.pop("from")
     paths = [_path(source, folder) for source in sources]
     if all(paths):
@@ -146,7 +181,10 @@ def _fields(given: dict[str, Any], folder: str) -> dict[str, Any]:
     elif len(sources) == 1:
         fields["from"] = sources[0]
     else:
-        raise ModelError(f"Model {given['name']}: its Modelfile has several FROM lines and not all are paths of GGUF files (a path starts with / or ./).")
+        raise ModelError(
+            f"Model {given['name']}: its Modelfile has several FROM lines and not all are paths of GGUF files (a path "
+            "starts with / or ./)."
+        )
     for key, value in declared.items():
         fields[key] = {**value, **(given.get("parameters") or {})} if key == "parameters" else value
     if fields.get("adapter"):
@@ -163,7 +201,8 @@ def _path(source: str, folder: str) -> str | None:
     if source.startswith(("./", "../")) or source.lower().endswith(".gguf"):
         if not folder:
             raise ModelError(
-                f"'{source}' in the Modelfile is a relative path, and there is no folder for it to start from; write an absolute path on the host."
+                f"'{source}' in the Modelfile is a relative path, and there is no folder for it to start from; write "
+                "an absolute path on the host."
             )
         return os.path.normpath(os.path.join(folder, source))
     return None
@@ -183,7 +222,8 @@ def _hex(value: Any, what: str, least: int) -> str | None:
     text = text[len("sha256:") :] if text.startswith("sha256:") else text
     if not re.match(rf"[0-9a-f]{{{least},64}}\Z", text):
         raise ModelError(
-            f"{what} is '{str(value)[:80]}'; wanted {'64' if least == 64 else f'{least} to 64'} hex digits of a sha256, as ollama_info shows them."
+            f"{what} is '{str(value)[:80]}'; wanted {'64' if least == 64 else f'{least} to 64'} hex digits of a "
+            "sha256, as ollama_info shows them."
         )
     return text
 
@@ -192,7 +232,10 @@ def _quantize(value: Any, where: str, base: str | None, files: tuple[str, ...]) 
     if value in (None, ""):
         return None
     if str(value).lower() not in QUANTISATIONS:
-        raise ModelError(f"{where}quantize is '{value}'; the server makes {', '.join(QUANTISATIONS)}, from float weights (f16, bf16, f32).")
+        raise ModelError(
+            f"{where}quantize is '{value}'; the server makes {', '.join(QUANTISATIONS)}, from float weights (f16, "
+            "bf16, f32)."
+        )
     if not base and not files:
         raise ModelError(f"{where}quantize needs `from` or `gguf` with float weights.")
     return str(value).lower()
@@ -222,8 +265,15 @@ def _texts(value: Any, what: str) -> tuple[str, ...]:
 def _messages(value: Any, where: str) -> tuple[dict[str, str], ...]:
     messages = []
     for one in value or ():
-        if not isinstance(one, dict) or one.get("role") not in modelfile.ROLES or not isinstance(one.get("content"), str):
-            raise ModelError(f"{where}each message has a role (one of {', '.join(modelfile.ROLES)}) and a text as content; found {str(one)[:80]}.")
+        if (
+            not isinstance(one, dict)
+            or one.get("role") not in modelfile.ROLES
+            or not isinstance(one.get("content"), str)
+        ):
+            raise ModelError(
+                f"{where}each message has a role (one of {', '.join(modelfile.ROLES)}) and a text as content; found "
+                f"{str(one)[:80]}."
+            )
         messages.append({"role": str(one["role"]), "content": str(one["content"])})
     return tuple(messages)
 
@@ -237,7 +287,9 @@ def check_keep_alive(value: Any) -> Any:
         return int(text)
     if _DURATION.match(text):
         return text
-    raise ModelError(f"keep_alive is '{value}'; wanted seconds (300), a duration (30m, 24h), or -1 to keep the model loaded.")
+    raise ModelError(
+        f"keep_alive is '{value}'; wanted seconds (300), a duration (30m, 24h), or -1 to keep the model loaded."
+    )
 
 
 def declared_modelfile(declared: Declaration, comments: tuple[str, ...] = ()) -> str:

@@ -79,7 +79,9 @@ class Entry:
         comments = ("Written by Ansible (gpufleet.llm, role models) for people to read; the server does not read it.",)
         return declaration.declared_modelfile(self.declared, comments + ((self.comment,) if self.comment else ()))
 
-    def compare(self, client: ollama_client.Client, store: Store, ps: list[dict[str, Any]], remembered: Measured) -> tuple[dict[str, Any], list[str]]:
+    def compare(
+        self, client: ollama_client.Client, store: Store, ps: list[dict[str, Any]], remembered: Measured
+    ) -> tuple[dict[str, Any], list[str]]:
         """How it compares with the server, and warnings. Only reads."""
         result = Result(check=True)
         if self.declared:
@@ -145,7 +147,9 @@ class Measured:
         self.predicted = {str(one.get("name")): one.get("dry_run_mib") or one.get("formula_mib") for one in planned}
 
     @classmethod
-    def read(cls, path: str | None, version: str, settings: dict[str, Any] | None, planned: list[dict[str, Any]]) -> Measured:
+    def read(
+        cls, path: str | None, version: str, settings: dict[str, Any] | None, planned: list[dict[str, Any]]
+    ) -> Measured:
         """From the JSON file `path`, `{models: {name: measurement}, wishes}`; not there or damaged it holds nothing."""
         held = None
         if path:
@@ -210,16 +214,24 @@ def problems(entries: Any, max_loaded: int = 0) -> list[str]:
     found, names, loads = [], {}, []
     for number, entry in enumerate(entries, 1):
         if not isinstance(entry, dict):
-            found.append(f"Entry {number} of models_declared is {str(entry)[:60]}; it has to be keys with values, such as name and from.")
+            found.append(
+                f"Entry {number} of models_declared is {str(entry)[:60]}; it has to be keys with values, such as name "
+                "and from."
+            )
             continue
         try:
             one = Entry.of(entry)
         except (declaration.ModelError, ModelfileError) as error:
             text = str(error)
-            found.append(text if text.startswith("Model ") else f"Model {entry.get('name', f'number {number}')}: {text}")
+            found.append(
+                text if text.startswith("Model ") else f"Model {entry.get('name', f'number {number}')}: {text}"
+            )
             continue
         if one.name.lower() in names:
-            found.append(f"Model {one.name} is declared twice (entries {names[one.name.lower()]} and {number}); say each thing once.")
+            found.append(
+                f"Model {one.name} is declared twice (entries {names[one.name.lower()]} and {number}); say each thing "
+                "once."
+            )
         names[one.name.lower()] = number
         loads += [one.name] if one.load else []
     if max_loaded and len(loads) > max_loaded:

@@ -34,7 +34,9 @@ FIELDS = (
 )
 
 
-def wanted(declared: Declaration, base_name: str, base: dict[str, Any], adapter_digest: str | None = None) -> dict[str, Any]:
+def wanted(
+    declared: Declaration, base_name: str, base: dict[str, Any], adapter_digest: str | None = None
+) -> dict[str, Any]:
     """What `observe` has to say of the model when it is as declared; `base` is what it says of the base."""
     licences = [text for text in (base["license"], *declared.license) if text]
     return {
@@ -89,7 +91,11 @@ def _added_by_server(field: str, observed: dict[str, Any], wanted_: dict[str, An
             "nemotron_h_omni",
         )
     if field == "parameters.stop":
-        return not wanted_["parameters"].get("stop") and observed.get("family") == "gemma4" and observed["parameters"].get("stop") == ["<turn|>"]
+        return (
+            not wanted_["parameters"].get("stop")
+            and observed.get("family") == "gemma4"
+            and observed["parameters"].get("stop") == ["<turn|>"]
+        )
     return False
 
 
@@ -97,5 +103,8 @@ def as_modelfile(state: dict[str, Any] | None) -> str:
     """A model (as `observe` or `wanted` tell it) in Modelfile form for people and diffs; "" for none."""
     if state is None:
         return ""
-    shown = dict(state, **{"from": [state["parent"] or "(files)"], "adapter": [f"sha256:{digest}" for digest in state["adapters"]]})
+    shown = dict(
+        state,
+        **{"from": [state["parent"] or "(files)"], "adapter": [f"sha256:{digest}" for digest in state["adapters"]]},
+    )
     return modelfile.render(shown, tuple(f"weights sha256:{digest}" for digest in state["weights"]))

@@ -12,14 +12,16 @@ import time
 from typing import Any
 
 from . import client as ollama_client
-from . import names, parameters
+from . import names, runner_options
 from .declaration import ModelError
 from .difference import comparable
 from .observed import observe
 from .store import Result, Store
 
 
-def loaded_entry(client: ollama_client.Client, name: str, ps: list[dict[str, Any]] | None = None) -> dict[str, Any] | None:
+def loaded_entry(
+    client: ollama_client.Client, name: str, ps: list[dict[str, Any]] | None = None
+) -> dict[str, Any] | None:
     """The entry of /api/ps with that name, None when it is not loaded."""
     key = names.parse_name(name).key
     for one in client.ps() if ps is None else ps:
@@ -69,7 +71,10 @@ def ensure_loaded(
         if result.check:
             result.act(f"load {name}")
             return None
-        raise ModelError(f"Model {name} is not on the server, so it cannot be loaded. Give `from`, `gguf` or a Modelfile, or create it first.")
+        raise ModelError(
+            f"Model {name} is not on the server, so it cannot be loaded. Give `from`, `gguf` or a Modelfile, or "
+            "create it first."
+        )
     entry = running(client, found, client.ps())
     forever = is_forever(keep_alive)
     if entry and not (forever and not expires_never(entry)):
@@ -83,7 +88,10 @@ def ensure_loaded(
     client.generate_load(found["name"], keep_alive)
     entry = running(client, found, client.ps())
     if not entry:
-        raise ModelError(f"The server said that it loaded {name}, but does not list it as loaded. See `journalctl -u ollama`; keep_alive may be 0.")
+        raise ModelError(
+            f"The server said that it loaded {name}, but does not list it as loaded. See `journalctl -u ollama`; "
+            "keep_alive may be 0."
+        )
     return entry
 
 
@@ -103,13 +111,17 @@ def running(client: ollama_client.Client, found: dict[str, Any], ps: list[dict[s
             if error.kind != "not_found":
                 raise
             continue
-        if other["weights"] == mine["weights"] and other["adapters"] == mine["adapters"] and _runner(other) == _runner(mine):
+        if (
+            other["weights"] == mine["weights"]
+            and other["adapters"] == mine["adapters"]
+            and _runner(other) == _runner(mine)
+        ):
             return one
     return None
 
 
 def _runner(state: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in comparable(state["parameters"]).items() if name in parameters.RUNNER_PARAMETERS}
+    return {name: value for name, value in comparable(state["parameters"]).items() if name in runner_options.RUNNER}
 
 
 def is_forever(keep_alive: Any) -> bool:
@@ -135,10 +147,13 @@ def offload_problem(name: str, entry: dict[str, Any]) -> str | None:
     return offload_text(name, -(-size // mib), vram // mib)
 
 
-def take_back(client: ollama_client.Client, name: str, result: Result, layout: dict[str, Any] | None, unload_timeout: float = 60.0) -> str:
+def take_back(
+    client: ollama_client.Client, name: str, result: Result, layout: dict[str, Any] | None, unload_timeout: float = 60.0
+) -> str:
     """Undo the load of a model that is refused; the sentences to add to offload_problem().
 
-    What was in memory before this run stays there: somebody else put it there. layout: what _ollama_service.layout() read, or None.
+    What was in memory before this run stays there: somebody else put it there.
+    layout: what _ollama.service.layout() read, or None.
     """
     said = layout_text(layout) if layout else ""
     if result.loaded_at is None:
@@ -171,7 +186,8 @@ def offload_text(name: str, size: int, vram: int) -> str:
         parts = f"none of its {size:,} MiB are on a GPU" if size else "nothing of it is on a GPU"
         return (
             f"Model {name} runs on the CPU: {parts}, and all of it was wanted there. "
-            "The server found no GPU that it can use, or no room on it: see `journalctl -u ollama` for 'inference compute' "
+            "The server found no GPU that it can use, or no room on it: see `journalctl -u ollama` for 'inference "
+            "compute' "
             "(it takes driver 550 or later, and /dev/nvidia* open to the service). "
             "For a host without GPU set allow_offload: true."
         )

@@ -43,7 +43,7 @@ _NAME = re.compile(r"[A-Za-z0-9_]+")
 
 
 class Instruction(NamedTuple):
-    """One instruction: the line where it starts, its name in capitals, the word after PARAMETER or MESSAGE, its value."""
+    """One instruction: its first line, its name in capitals, the word after PARAMETER or MESSAGE, its value."""
 
     line: int
     name: str
@@ -112,7 +112,9 @@ def _key(text: str, position: int, line: int, name: str) -> tuple[str, int]:
         what = "a name and a value" if name == "PARAMETER" else "a role and a text"
         raise ModelfileError(f"{name} takes {what}, with blanks between them.", line)
     if name == "MESSAGE" and key not in ROLES:
-        raise ModelfileError('message role must be one of "system", "user", or "assistant"' + f", not '{key[:40]}'.", line)
+        raise ModelfileError(
+            'message role must be one of "system", "user", or "assistant"' + f", not '{key[:40]}'.", line
+        )
     return key, after + 1
 
 
@@ -134,7 +136,10 @@ def _value(text: str, position: int, line: int, name: str) -> tuple[str, int, in
             if whole is not None:
                 return whole, end, lines
         if not found:
-            raise ModelfileError(f"The quote {quote} that opens the value of {name} is never closed; close it at the end of a line.", line)
+            raise ModelfileError(
+                f"The quote {quote} that opens the value of {name} is never closed; close it at the end of a line.",
+                line,
+            )
         position, lines = found.end(), lines + 1
 
 
@@ -159,7 +164,9 @@ def declaration(text: str) -> dict[str, Any]:
     for item in parse(text):
         if item.name == "FROM":
             if not item.value:
-                raise ModelfileError("FROM names nothing; it takes a model's name or the path of a GGUF file.", item.line)
+                raise ModelfileError(
+                    "FROM names nothing; it takes a model's name or the path of a GGUF file.", item.line
+                )
             declared["from"].append(item.value)
         elif item.name == "PARAMETER":
             value = check_parameter(item.key, item.value, item.line)
@@ -186,7 +193,9 @@ def check_requires(value: str, line: int | None = None) -> str:
     return str(value).lstrip("v")
 
 
-UNCARRIED = "# The next value has quotes at the end of a line, which this grammar cannot carry: the server holds it as shown."
+UNCARRIED = (
+    "# The next value has quotes at the end of a line, which this grammar cannot carry: the server holds it as shown."
+)
 
 
 def render(declared: dict[str, Any], comments: tuple[str, ...] = ()) -> str:

@@ -63,10 +63,15 @@ def parse_name(text: Any) -> Name:
     for what, part, rule in parts:
         if not rule.match(part):
             raise ValueError(
-                f"'{given[:120]}' is no model name: its {what} '{part[:90]}' has to start with a letter, a digit or '_' "
+                f"'{given[:120]}' is no model name: its {what} '{part[:90]}' has to start with a letter, a digit or "
+                "'_' "
                 "and go on"
                 f" with these{' or -' if what == 'namespace' else ', . or -'}, at most 80 in all."
-                + (" A name with a registry host needs a namespace too: host/namespace/model." if what == "namespace" else "")
+                + (
+                    " A name with a registry host needs a namespace too: host/namespace/model."
+                    if what == "namespace"
+                    else ""
+                )
             )
     if tag.lower() in ("cloud", "local") or tag.lower().endswith("-cloud"):
         raise ValueError(f"'{given[:120]}' has the tag '{tag}', which Ollama keeps for its cloud; choose another tag.")
@@ -87,7 +92,7 @@ def same_name(one: str, other: str) -> bool:
 
 
 def source_name(name: str, content: str, quantize: str | None) -> str:
-    """The name under which the source of model `name` is kept: by content, so it is the same source if it has the same name."""
+    """The name under which the source of model `name` is kept; the same content has the same name."""
     parts = parse_name(name)
     tag = f".src-{content[:12]}" + (f"-{quantize}" if quantize else "")
     return parts._replace(tag=parts.tag[: 80 - len(tag)] + tag).short

@@ -35,7 +35,9 @@ def observe(show: dict[str, Any]) -> dict[str, Any]:
         "renderer": renderer,
         "parser": parser,
         "parameters": _read_parameters(show.get("parameters") or ""),
-        "messages": [{"role": one.get("role", ""), "content": one.get("content", "")} for one in show.get("messages") or []],
+        "messages": [
+            {"role": one.get("role", ""), "content": one.get("content", "")} for one in show.get("messages") or []
+        ],
         "license": show.get("license") or "",
         "requires": show.get("requires") or "",
         "family": details.get("family") or "",
@@ -77,7 +79,11 @@ def _read_value(text: str, position: int, name: str, expected: str) -> tuple[str
         return "", position
     start = position + len(head)
     printed = _server_quote(expected)
-    if expected and text.startswith(printed, start) and text[start + len(printed) : start + len(printed) + 1] in ("", "\n"):
+    if (
+        expected
+        and text.startswith(printed, start)
+        and text[start + len(printed) : start + len(printed) + 1] in ("", "\n")
+    ):
         return expected, start + len(printed) + 1
     if text.startswith('"""', start):
         # The first closing quotes that another instruction, or nothing, follows.
@@ -102,7 +108,7 @@ def _server_quote(text: str) -> str:
 
 
 def _read_parameters(text: str) -> dict[str, Any]:
-    """The parameters that /api/show prints: a name, blanks, the value in Go's syntax; a list has a line for each entry."""
+    """The parameters that /api/show prints: name, blanks, value in Go's syntax; one line for each entry of a list."""
     found: dict[str, Any] = {}
     for line in text.split("\n"):
         name, _blank, value = line.strip().partition(" ")

@@ -43,9 +43,6 @@ PARAMETERS: dict[str, tuple[str, float | None, float | None]] = {
     "use_mmap": (BOOL, None, None),
 }
 
-#: Parameters that start another runner when they change; the others are taken with each request
-#: (needsReload in server/sched.go).
-RUNNER_PARAMETERS = ("draft_num_predict", "main_gpu", "num_batch", "num_ctx", "num_gpu", "num_thread", "use_mmap")
 _SAMPLING = "Use temperature, top_p, top_k and min_p."
 
 #: Parameters that Ollama's client drops with a warning (parser.go, deprecatedParameters), and what to do instead.
@@ -153,7 +150,9 @@ def check_parameter(name: Any, value: Any, line: int | None = None) -> Any:
         return _texts(name, value, line)
     typed = {INT: _int, FLOAT: _float, BOOL: _bool}[kind](value)
     if typed is None:
-        raise ModelfileError(f"invalid {kind} value [{_shown(value)}] of parameter {name}; {_example(name, kind)}", line)
+        raise ModelfileError(
+            f"invalid {kind} value [{_shown(value)}] of parameter {name}; {_example(name, kind)}", line
+        )
     if least is not None and typed < least or most is not None and typed > most:
         span = f"at least {least:g}" if most is None else f"from {least:g} to {most:g}"
         raise ModelfileError(f"parameter {name} is {_shown(value)}; it has to be {span}.", line)
@@ -221,7 +220,10 @@ def _texts(name: str, value: Any, line: int | None) -> list[str]:
     values = list(value) if isinstance(value, (list, tuple)) else [value]
     for one in values:
         if not isinstance(one, str) or one == "":
-            raise ModelfileError(f"parameter {name} has the entry [{_shown(one)}]; each entry is a text that is not empty, in quotes.", line)
+            raise ModelfileError(
+                f"parameter {name} has the entry [{_shown(one)}]; each entry is a text that is not empty, in quotes.",
+                line,
+            )
     return [str(one) for one in values]
 
 

@@ -22,7 +22,9 @@ from .declaration import Declaration, ModelError
 from .store import Result, Store
 
 
-def ensure_base(client: ollama_client.Client, store: Store, declared: Declaration, result: Result, unload_timeout: float) -> str:
+def ensure_base(
+    client: ollama_client.Client, store: Store, declared: Declaration, result: Result, unload_timeout: float
+) -> str:
     """Have what the model is made from in the store; its name."""
     if declared.base:
         ensure_pulled(client, store, declared.base, declared, result, unload_timeout)
@@ -57,7 +59,11 @@ def _ensure_imported(client: ollama_client.Client, store: Store, declared: Decla
     if store.find(source):
         return source
     twin = next(
-        (one["name"] for one in store.all() if names.is_source(one["name"]) and one["name"].endswith(source[source.rindex(".src-") :])),
+        (
+            one["name"]
+            for one in store.all()
+            if names.is_source(one["name"]) and one["name"].endswith(source[source.rindex(".src-") :])
+        ),
         None,
     )
     if not result.act(f"import {', '.join(declared.files)} as {source}"):
@@ -69,7 +75,9 @@ def _ensure_imported(client: ollama_client.Client, store: Store, declared: Decla
             result.bytes_uploaded += client.push_blob(path, digest)
         request = {
             "model": source,
-            "files": {f"{number}-{_plain(path)}": digest for number, (path, digest) in enumerate(zip(declared.files, digests))},
+            "files": {
+                f"{number}-{_plain(path)}": digest for number, (path, digest) in enumerate(zip(declared.files, digests))
+            },
         }
         client.create({**request, "quantize": declared.quantize} if declared.quantize else request)
     store.changed()
@@ -93,13 +101,19 @@ def readable(path: str) -> str:
         with open(path, "rb") as source:
             magic = source.read(4)
     except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}. Wanted a GGUF file on the host; check the path.") from None
+        raise ModelError(
+            f"{path} cannot be read: {error.strerror}. Wanted a GGUF file on the host; check the path."
+        ) from None
     if magic != b"GGUF":
-        raise ModelError(f"{path} is no GGUF file (it starts with {magic!r}); convert it with llama.cpp's convert_hf_to_gguf.py.")
+        raise ModelError(
+            f"{path} is no GGUF file (it starts with {magic!r}); convert it with llama.cpp's convert_hf_to_gguf.py."
+        )
     return path
 
 
-def ensure_pulled(client: ollama_client.Client, store: Store, name: str, declared: Declaration, result: Result, unload_timeout: float) -> None:
+def ensure_pulled(
+    client: ollama_client.Client, store: Store, name: str, declared: Declaration, result: Result, unload_timeout: float
+) -> None:
     """Have `name` from its registry as `pull` and `base_digest` say."""
     found = store.find(name)
     have = found["digest"] if found else None
@@ -108,10 +122,14 @@ def ensure_pulled(client: ollama_client.Client, store: Store, name: str, declare
     if declared.pull == "never":
         if not found:
             raise ModelError(
-                f"Model {declared.name} is made from {name}, which the server does not have, and pull is never. Bring it there, or set pull: missing."
+                f"Model {declared.name} is made from {name}, which the server does not have, and pull is never. Bring "
+                "it there, or set pull: missing."
             )
         if not fits:
-            raise ModelError(f"{name} has digest {have}; base_digest wants {pin}, and pull is never. Bring that version there, or change base_digest.")
+            raise ModelError(
+                f"{name} has digest {have}; base_digest wants {pin}, and pull is never. Bring that version there, or "
+                "change base_digest."
+            )
         return
     if fits and (declared.pull == "missing" or pin is not None):
         # A pinned model that is there cannot become another one, whatever the registry has now.
@@ -125,7 +143,8 @@ def ensure_pulled(client: ollama_client.Client, store: Store, name: str, declare
             result.warnings.append(f"{error} Whether a pull of {name} would change it is not known{before}.")
     if offered is not None and pin is not None and not offered.startswith(pin):
         raise ModelError(
-            f"The registry has {name} with digest {offered}; base_digest wants {pin}. The tag was moved: check the new version and change base_digest."
+            f"The registry has {name} with digest {offered}; base_digest wants {pin}. The tag was moved: check the "
+            "new version and change base_digest."
         )
     if offered is not None and offered == have:
         return
@@ -144,7 +163,10 @@ def ensure_pulled(client: ollama_client.Client, store: Store, name: str, declare
     if now is None:
         raise ModelError(f"The server said that it pulled {name}, but does not list it. See `journalctl -u ollama`.")
     if pin is not None and not now.startswith(pin):
-        raise ModelError(f"{name} was pulled with digest {now}; base_digest wants {pin}. The tag was moved: check the new version and change base_digest.")
+        raise ModelError(
+            f"{name} was pulled with digest {now}; base_digest wants {pin}. The tag was moved: check the new version "
+            "and change base_digest."
+        )
 
 
 def file_digest(path: str) -> str:

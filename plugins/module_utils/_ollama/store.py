@@ -45,7 +45,9 @@ class Store:
 class Result:
     """What was found, what was done, what it would come to; `check` says whether only to predict."""
 
-    def __init__(self, check: bool, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep):
+    def __init__(
+        self, check: bool, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
+    ):
         self.check, self.clock, self.sleep = check, clock, sleep
         self.changed = False
         self.actions: list[str] = []

@@ -410,7 +410,10 @@ def _ranged_size(response, start, what):
 # --- a registry ---
 
 MODEL_LAYER = "application/vnd.ollama.image.model"
-EXTRA_LAYERS = {"application/vnd.ollama.image.projector": "projector", "application/vnd.ollama.image.adapter": "adapter"}
+EXTRA_LAYERS = {
+    "application/vnd.ollama.image.projector": "projector",
+    "application/vnd.ollama.image.adapter": "adapter",
+}
 
 
 def read_manifest(ref, deadline_s=None):
@@ -444,7 +447,13 @@ def read_manifest(ref, deadline_s=None):
             f"{what} has no GGUF layer (media types: {', '.join(sorted(str(kind)[:60] for kind in found)) or 'none'});"
             " only GGUF models can be planned. Choose a tag with GGUF weights."
         )
-    return {"name": name.short, "url": f"{ollama_registry.base_url(name, insecure)}/blobs/{digest}", "digest": digest, "bytes": size, "extra_bytes": extra}
+    return {
+        "name": name.short,
+        "url": f"{ollama_registry.base_url(name, insecure)}/blobs/{digest}",
+        "digest": digest,
+        "bytes": size,
+        "extra_bytes": extra,
+    }
 
 
 def read_registry(ref, deadline_s=None):
@@ -462,7 +471,10 @@ def from_show(answer, name="the model"):
     keys, tensors = answer.get("model_info"), answer.get("tensors")
     if not isinstance(keys, dict) or not isinstance(tensors, list) or not tensors:
         raise GgufError(f"The Ollama server says nothing of the tensors of {name}, so it cannot be planned from there; give ref, url or gguf.")
-    return from_metadata({**{key: value for key, value in keys.items() if value is not None}, "tensors": tensors}, f"{name} (Ollama server)")
+    return from_metadata(
+        {**{key: value for key, value in keys.items() if value is not None}, "tensors": tensors},
+        f"{name} (Ollama server)",
+    )
 
 
 def from_metadata(metadata, source="given metadata"):
