@@ -141,7 +141,7 @@ class Measured:
     def __init__(self, held: Any, version: str, settings: dict[str, Any] | None, planned: list[dict[str, Any]]):
         held = held if isinstance(held, dict) else {}
         self.held = held["models"] if isinstance(held.get("models"), dict) else {}
-        self.wishes = str(held.get("wishes", ""))
+        self.fingerprint = str(held.get("fingerprint", ""))
         self.version, self.settings = version, settings
         # What the server itself counts is weights, KV cache and compute buffer, without CUDA's context.
         self.predicted = {str(one.get("name")): one.get("dry_run_mib") or one.get("formula_mib") for one in planned}
@@ -150,7 +150,7 @@ class Measured:
     def read(
         cls, path: str | None, version: str, settings: dict[str, Any] | None, planned: list[dict[str, Any]]
     ) -> Measured:
-        """From the JSON file `path`, `{models: {name: measurement}, wishes}`; not there or damaged it holds nothing."""
+        """From the JSON file `path`, `{models: {name: measurement}, fingerprint}`; not there or damaged it holds nothing."""
         held = None
         if path:
             try:
@@ -260,7 +260,7 @@ def plan_models(
     declared = [entry.declared for entry in map(Entry.of, entries) if entry.declared]
     by_name = {one.name.lower(): one for one in declared}
     there = {name.lower() for name in on_server}
-    wishes = []
+    planned = []
     for one in declared:
         root, parameters, seen = one, dict(one.parameters), {one.name.lower()}
         while root.base and root.base.lower() in by_name and root.base.lower() not in seen:
@@ -269,15 +269,15 @@ def plan_models(
             parameters = {**root.parameters, **parameters}
         source = _plan_source(one, root, there)
         if source:
-            wish = {
+            model = {
                 "name": one.name,
                 **source,
                 "num_ctx": parameters.get("num_ctx", num_ctx),
                 "num_batch": parameters.get("num_batch"),
             }
-            wish.update(num_parallel=num_parallel, kv_cache_type=kv_cache_type, flash_attention=flash_attention)
-            wishes.append({key: value for key, value in wish.items() if value is not None})
-    return wishes
+            model.update(num_parallel=num_parallel, kv_cache_type=kv_cache_type, flash_attention=flash_attention)
+            planned.append({key: value for key, value in model.items() if value is not None})
+    return planned
 
 
 def _plan_source(one: declaration.Declaration, root: declaration.Declaration, there: set[str]) -> dict[str, str] | None:

@@ -43,7 +43,7 @@ LIBRARIES = re.compile(
 
 
 class EnvError(Exception):
-    """A wish that the environment cannot carry; the text is fit for an operator."""
+    """A setting that the environment cannot carry; the text is fit for an operator."""
 
 
 def is_secret(name):

@@ -26,7 +26,7 @@ REASONS = ("untouched", "beyond")
 
 
 class RetentionError(Exception):
-    """A wish or an account that the program cannot work with; the text is fit for an operator."""
+    """A setting or an account that the program cannot work with; the text is fit for an operator."""
 
 
 # --- What is old ---

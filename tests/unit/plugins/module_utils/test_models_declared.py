@@ -130,9 +130,9 @@ def test_the_plan_reads_shapes_where_they_are():
         {"name": "small", "gguf": "/x.gguf", "quantize": "q8_0"},
         {"name": "gone", "from": "b", "state": "absent"},
     ]
-    wishes = {one["name"]: one for one in ollama_declared.plan_models(entries, [], num_ctx=4096, kv_cache_type="q8_0")}
+    planned = {one["name"]: one for one in ollama_declared.plan_models(entries, [], num_ctx=4096, kv_cache_type="q8_0")}
     shared = {"num_parallel": 1, "kv_cache_type": "q8_0", "flash_attention": True}
-    assert wishes == {
+    assert planned == {
         "q:latest": {"name": "q:latest", "ref": "qwen3:14b", "num_ctx": 40960, "num_batch": 512, **shared},
         "variant:latest": {"name": "variant:latest", "ref": "qwen3:14b", "num_ctx": 8192, "num_batch": 512, **shared},
         "filed:latest": {"name": "filed:latest", "gguf": "/x.gguf", "num_ctx": 4096, **shared},

@@ -15,7 +15,7 @@ from ansible.module_utils import basic
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[4]))
 
-from ansible_collections.gpufleet.llm.plugins.module_utils._plan import gguf as plan_gguf  # noqa: E402
+from ansible_collections.gpufleet.llm.plugins.module_utils._plan import encode as plan_encode
 from ansible_collections.gpufleet.llm.plugins.modules import gpu_capacity  # noqa: E402
 from bench import plan as bench_plan  # noqa: E402
 
@@ -27,7 +27,7 @@ def gguf(tmp_path_factory):
     """A header file of Qwen3-14B q8_0, without its vocabulary."""
     header = bench_plan.header_of("qwen3-14b-q8_0")
     path = tmp_path_factory.mktemp("model") / "qwen3.gguf"
-    plan_gguf.write_header_file(str(path), {**header, "keys": {**header["keys"], "qwen3.context_length": 40960}})
+    plan_encode.write_header_file(str(path), {**header, "keys": {**header["keys"], "qwen3.context_length": 40960}})
     return str(path)
 
 
