@@ -80,6 +80,14 @@ long: setup ## The long scenarios whose inputs have changed since they were last
 long-status: setup ## When each long scenario was last green
 	@$(BIN)/python tools/long status
 
+SEED ?= 1
+SAMPLE ?= 60
+PACKAGES ?=
+.PHONY: mutate
+mutate: setup .venv-mutate/.complete ## Plant mistakes in the packages and see whether a test fails (hours); SEED=2, SAMPLE=60, PACKAGES="plan guard_policy"
+	@$(BIN)/python tools/mutate run --seed $(SEED) --sample $(SAMPLE) $(PACKAGES)
+	@$(BIN)/python tools/mutate report --write
+
 SCENARIO ?= default
 .PHONY: scenario
 scenario: setup ## One Molecule scenario, SCENARIO=default; LAB_PLATFORM=ubuntu2404 makes its host another system
