@@ -865,7 +865,7 @@ def checked_request(text, config, clock):
         if set(request) != REQUEST_KEYS[kind]:
             raise ValueError("other keys than wanted")
         age = clock["mono"] - _number(request["boottime"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise GuardError(f"The request is none ({error}); nothing was done.") from error
     if config["mode"] != "act":
         raise GuardError("A request came although the mode is dry_run; nothing was done.")
@@ -898,7 +898,10 @@ def read_request(path, owner):
 
 
 def end_process(request, config, clock_s=time.monotonic, sleep=time.sleep):
-    """End one runner: SIGTERM, up to ten seconds, SIGKILL; all through a pidfd, after looking again who it is."""
+    """End one runner: SIGTERM, up to ten seconds, SIGKILL; all through a pidfd, after looking again who it is.
+
+    The calling process is the server's user from then on, for good.
+    """
     import signal
 
     from .._gpu import nvml as gpu_nvml
@@ -913,10 +916,9 @@ def end_process(request, config, clock_s=time.monotonic, sleep=time.sleep):
         seen = gpu_nvml.describe_process(pid)
         user = account(config["user"])
         if user is not None:
-            # The rest is done as the server's own user, so that the kernel, too, lets it touch no other's process.
-            # Which program runs is told to that user, or to root where the unit has a user namespace.
-            os.setegid(user.pw_gid)
-            os.seteuid(user.pw_uid)
+            # From here on the kernel, too, lets it touch no other user's process.
+            # The kernel names the program to that user, or to root where the unit has a user namespace.
+            become(user.pw_uid, user.pw_gid)
             seen["exe"] = seen["exe"] or gpu_nvml.describe_process(pid)["exe"]
         stat = process_stat(pid)
         argv = (_try(read_text, f"/proc/{pid}/cmdline") or "").split("\0")
@@ -932,9 +934,16 @@ def end_process(request, config, clock_s=time.monotonic, sleep=time.sleep):
                 return f"PID {pid} ended after {signal.Signals(number).name}"
         raise GuardError(f"PID {pid} does not end, not even by SIGKILL: it hangs in the driver. Only a reboot helps.")
     finally:
-        os.seteuid(os.getuid())
-        os.setegid(os.getgid())
         os.close(handle)
+
+
+def become(uid, gid):
+    """Be another user for good, without groups. With root's real or saved user ID the kernel would still take its signals (kill(2))."""
+    if os.getresuid() == (uid, uid, uid):
+        return
+    os.setgroups([])
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
 
 
 def _gone(handle, patience_s):
@@ -1082,7 +1091,7 @@ def rules_text(settings):
 
 
 def lift_fence(config, clock):
-    """Take the fence away; root, or the guard's own user."""
+    """Take the fence away; root, or the guard's own user, which the calling process is from then on, for good."""
     path = os.path.join(config["state_dir"], "state.json")
     text = read_text(path)
     history, now, _step, trouble = parse_state(text, clock)
@@ -1094,14 +1103,9 @@ def lift_fence(config, clock):
     last = json.loads(text)["last"]
     # Root in a folder of somebody else's could be led astray by a link; as that user it can do no harm.
     owner = os.stat(config["state_dir"])
-    try:
-        os.setegid(owner.st_gid)
-        os.seteuid(owner.st_uid)
-        write_text(path, dump_state(history, clock, last))
-        publish(config, history, now, clock, last["record"])
-    finally:
-        os.seteuid(os.getuid())
-        os.setegid(os.getgid())
+    become(owner.st_uid, owner.st_gid)
+    write_text(path, dump_state(history, clock, last))
+    publish(config, history, now, clock, last["record"])
     return "The fence is down; the next tick looks again, with a fresh ladder and what is left of the budgets."
 
 

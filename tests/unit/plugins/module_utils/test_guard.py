@@ -719,6 +719,7 @@ END = {"kind": "end", "unit": ..., "go": ..., "pid": 4242, "start": 99}
         request(**{**END, "pid": True}),
         request(**{**END, "start": None}),
         "[]",
+        "[" * 4000,
         "{",
         '"restart"',
     ],
@@ -864,6 +865,74 @@ def test_a_real_process_is_ended_and_no_other(config, tmp_path, monkeypatch, pro
         finally:
             victim.kill()
     assert "gone already" in guard_program.end_process({"pid": 2**22 - 1, "start": 1}, config)
+
+
+def apart(function):
+    """``(exit status, text)`` of a function called in a forked process: it may give up root there."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            text, code = function(), 0
+        except Exception as error:
+            text, code = f"{type(error).__name__}: {error}", 1
+        os.write(writer, str(text).encode())
+        os._exit(code)
+    os.close(writer)
+    with os.fdopen(reader, encoding="utf-8") as said:
+        text = said.read()
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), text
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not hasattr(os, "pidfd_open"), reason="only root can give up root")
+@pytest.mark.parametrize(("owner", "ended"), [("root", False), ("daemon", False), ("nobody", True)])
+def test_the_kernel_lets_the_helper_signal_the_servers_processes_only(config, monkeypatch, owner, ended):
+    monkeypatch.setattr(guard_program, "objections", lambda *_arguments: [])
+    config.update(user="nobody")
+    with subprocess.Popen(["/bin/sleep", "600"], user=owner, group="nogroup", extra_groups=[]) as victim:
+        try:
+            asked = {"pid": victim.pid, "start": guard_program.process_stat(victim.pid)["start"]}
+            status, text = apart(lambda: guard_program.end_process(asked, config))
+            if ended:
+                assert (status, victim.wait(10)) == (0, -signal.SIGTERM), text
+            else:
+                assert (status, victim.poll()) == (1, None), text
+                assert text.startswith("PermissionError")
+        finally:
+            victim.kill()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give up root")
+def test_there_is_no_way_back_to_root():
+    def tried():
+        guard_program.become(65534, 65534)
+        for way in (lambda: os.setresuid(0, 0, 0), lambda: os.seteuid(0), lambda: os.setresgid(0, 0, 0), lambda: os.setgroups([0])):
+            with pytest.raises(PermissionError):
+                way()
+        return os.getresuid(), os.getresgid(), os.getgroups()
+
+    assert apart(tried) == (0, str(((65534,) * 3, (65534,) * 3, [])))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give up root")
+def test_unfencing_as_root_follows_no_link_out_of_the_guards_folder(config, tmp_path):
+    """The folder is the guard's own: whatever it plants there, root does not write through."""
+    state, prize = tmp_path / "state", tmp_path / "prize"
+    state.mkdir()
+    prize.write_text("root's")
+    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        folder.chmod(0o755)
+    config.update(mode="act", state_dir=str(state))
+    lost = gpu(state="lost", processes=None, used_mib=None, free_mib=None, total_mib=None)
+    ticks(config, 3, nvml=lambda: {"state": "ok", "message": None, "gpus": [lost]})
+    os.chown(state, 65534, 65534)
+    (state / "state.json.new").symlink_to(prize)
+    status, _text = apart(lambda: guard_program.lift_fence(config, later(40)))
+    assert (status, prize.read_text()) == (1, "root's")
+    (state / "state.json.new").unlink()
+    status, text = apart(lambda: guard_program.lift_fence(config, later(40)))
+    assert (status, "fence is down" in text) == (0, True)
+    assert (state / "state.json").stat().st_uid == 65534
 
 
 def _guard_unit(pid):
