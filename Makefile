@@ -71,6 +71,15 @@ test-fast: setup ## Lint of what has changed and the unit tests but the slow one
 test-full: setup ## All of it, with the long scenarios
 	@tools/test full
 
+JOBS ?= 1
+.PHONY: long
+long: setup ## The long scenarios whose inputs have changed since they were last green; JOBS=2 for two at a time
+	@$(BIN)/python tools/long run --jobs $(JOBS)
+
+.PHONY: long-status
+long-status: setup ## When each long scenario was last green
+	@$(BIN)/python tools/long status
+
 SCENARIO ?= default
 .PHONY: scenario
 scenario: setup ## One Molecule scenario, SCENARIO=default; LAB_PLATFORM=ubuntu2404 makes its host another system

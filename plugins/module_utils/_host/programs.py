@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 
 # Private to the collection gpufleet.llm: no stable interface for others.
-"""Programs that run on a host without Ansible: packages and modules of ``module_utils``, copied as one folder.
+"""Programs that run on a host without Ansible: whole packages of ``module_utils``, copied as one folder.
 
 ``sources()`` runs on the controller, ``difference()`` and ``install()`` on the host.
 """
@@ -20,11 +20,11 @@ import tempfile
 
 PACKAGE = "gpufleet_llm"
 
-# The packages and single modules that a program imports, directly or through another one.
+# The packages, and modules beside them, that a program imports, directly or through another one.
 PACKAGES = {
     "vram_guard": ("_guard", "_gpu", "_stats.py"),
-    "open_webui_retention": ("_open_webui",),
-    "soak": ("_soak", "_guard", "_gpu", "_ollama", "_stats.py"),
+    "open_webui_retention": ("_open_webui", "_ollama", "_http.py"),
+    "soak": ("_soak", "_guard", "_gpu", "_ollama", "_http.py", "_stats.py"),
 }
 
 
@@ -41,19 +41,18 @@ def sources(name, root=None):
         raise ProgramError(f"There is no program '{name}'; it has to be one of {', '.join(sorted(PACKAGES))}.")
     root = root or os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     found = {f"{PACKAGE}/__init__.py": ""}
-    for part in PACKAGES[name]:
-        for path in _modules(os.path.join(root, part)):
+    for package in PACKAGES[name]:
+        for path in _python_files(os.path.join(root, package)):
             with open(path, encoding="utf-8") as handle:
                 found[f"{PACKAGE}/{os.path.relpath(path, root)}"] = handle.read()
     return found
 
 
-def _modules(path):
-    """The files of a package, or of a single module that one itself."""
-    if path.endswith(".py"):
-        yield path
-    for folder, _folders, names in os.walk(path):
-        yield from (os.path.join(folder, one) for one in names if one.endswith(".py"))
+def _python_files(place):
+    """The Python files of a package, or the one that is a module by itself."""
+    if place.endswith(".py"):
+        return [place]
+    return [os.path.join(folder, one) for folder, _folders, names in os.walk(place) for one in names if one.endswith(".py")]
 
 
 def digest(files):

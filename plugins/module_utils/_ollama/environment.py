@@ -13,6 +13,7 @@ the default with a warning. So every key is judged here, before it reaches the h
 from __future__ import annotations
 
 import difflib
+import json
 import re
 
 # key -> kind. 'flag' is a boolean, 'mib' and 'uint' whole numbers, 'duration' Go's or seconds.
@@ -78,6 +79,12 @@ DURATION = re.compile(r"-?(\d+|(\d+(\.\d+)?(ns|us|µs|ms|s|m|h))+)")  # seconds,
 KV_CACHE_TYPES = ("f16", "bf16", "q8_0", "q4_0")
 
 
+# What a value has in it that nothing may show: user and password (or a token) of an address, a header's credentials, a
+# private key; and members of JSON that are named like one.
+CREDENTIALS = re.compile(r"://[^\s/]*@|\bauthorization\W{1,5}(?:bearer|basic|token)\s+\S|-----BEGIN [A-Z ]*PRIVATE KEY-----", re.IGNORECASE)
+CREDENTIALS_MEMBER = re.compile(r"(.*[_-])?(api_?key|(access|private|secret)_?key|token|passw(or)?d|secret|credentials?|authorization)", re.IGNORECASE)
+
+
 class EnvError(Exception):
     """A key or value that the server would silently misread; the text is fit for an operator."""
 
@@ -123,6 +130,8 @@ def text_of(key, value):
         text = str(value).strip()
     if "\n" in text or "\x00" in text:
         raise EnvError(f"ollama_environment: the value of {key} has a line break; give one line.")
+    if not PROXY_KEY.fullmatch(key) and carries_credentials(text):
+        raise EnvError(f"ollama_environment: {key} carries credentials, and the server's environment is no place for them; give an address that needs none.")
     problem = _PROBLEMS.get(kind, _no_problem)(text)
     if problem:
         raise EnvError(f"ollama_environment: {key} is '{text}'; {problem}")
@@ -133,6 +142,27 @@ def text_of(key, value):
             "give the address of a proxy that needs none, such as a forwarder on loopback (docs/guides/ollama.md has one)."
         )
     return text
+
+
+def carries_credentials(value):
+    """Whether a value has a credential in it, whatever its variable is called: text, or lists and dicts of JSON.
+
+    >>> carries_credentials("http://me:word@proxy:3128"), carries_credentials('{"api_key": "sk-1"}'), carries_credentials("me@example.org")
+    (True, True, False)
+    """
+    if isinstance(value, dict):
+        named = (isinstance(one, str) and one and CREDENTIALS_MEMBER.fullmatch(str(key)) for key, one in value.items())
+        return any(named) or any(carries_credentials(one) for one in value.values())
+    if isinstance(value, (list, tuple)):
+        return any(carries_credentials(one) for one in value)
+    if not isinstance(value, str):
+        return False
+    if value.lstrip()[:1] in ("{", "["):
+        try:
+            return carries_credentials(json.loads(value))
+        except (ValueError, RecursionError):
+            pass
+    return bool(CREDENTIALS.search(value))
 
 
 def _no_problem(_text):

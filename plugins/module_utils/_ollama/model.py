@@ -26,7 +26,7 @@ import time
 from typing import Any, Callable, NamedTuple
 
 from . import client as ollama_client
-from . import modelfile
+from . import modelfile, runner_options
 
 PULL = ("missing", "always", "never")
 #: What of a declaration makes a model (as `observe` names it too), in the order of a Modelfile.
@@ -898,7 +898,7 @@ def running(client: ollama_client.Client, found: dict[str, Any], ps: list[dict[s
 
 
 def _runner(state: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in _comparable(state["parameters"]).items() if name in modelfile.RUNNER_PARAMETERS}
+    return {name: value for name, value in _comparable(state["parameters"]).items() if name in runner_options.RUNNER}
 
 
 def is_forever(keep_alive: Any) -> bool:

@@ -49,10 +49,6 @@ PARAMETERS: dict[str, tuple[str, float | None, float | None]] = {
     "use_mmap": (BOOL, None, None),
 }
 
-#: Parameters that start another runner when they change; the others are taken with each request
-#: (needsReload in server/sched.go).
-RUNNER_PARAMETERS = ("draft_num_predict", "main_gpu", "num_batch", "num_ctx", "num_gpu", "num_thread", "use_mmap")
-
 _SAMPLING = "Use temperature, top_p, top_k and min_p."
 #: Parameters that Ollama's client drops with a warning (parser.go, deprecatedParameters), and what to do instead.
 DEPRECATED = {

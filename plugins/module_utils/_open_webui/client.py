@@ -270,56 +270,6 @@ def put_config(client, values):
 EVERYONE = {"principal_type": "user", "principal_id": "*", "permission": "read"}
 
 
-MODEL_KEYS = ("id", "state", "base", "name", "description", "active", "access", "groups", "capabilities", "params")
-# Options of Ollama's runner, as in roles/open_webui/files/context_filter.py: what a page sends of them comes after the filter and
-# has the model loaded anew.
-RUNNER_OPTIONS = ("keep_alive", "main_gpu", "num_batch", "num_ctx", "num_gpu", "num_thread", "use_mlock", "use_mmap")
-USER_KEYS = ("email", "state", "name", "role", "password", "update_password")
-
-
-def page_models(given, declared=()):
-    """The entries that the page is to have, each complete with id, name, access, capabilities and no option of the runner's that is not asked for.
-
-    ``given`` as an inventory has it (open_webui_models), or None for those of ``declared`` (models_declared of the role models).
-    A model of Ollama's own gets its tag, as the server lists it so. OpenWebuiError for what cannot be meant.
-
-    >>> page_models(None, [{"name": "qwen3-14b-4090"}])[0]["id"]
-    'qwen3-14b-4090:latest'
-    """
-    if given is None:
-        given = [{"id": model["name"]} for model in declared if model.get("state") != "absent"]
-    entries = []
-    for model in given:
-        _known("open_webui_models", model, MODEL_KEYS, "id")
-        entry = {"access": "everyone", "state": "present", **model}
-        entry["base" if entry.get("base") else "id"] = tagged(entry.get("base") or entry["id"])
-        entry.setdefault("name", model["id"])
-        entry["capabilities"] = {"builtin_tools": False, **(model.get("capabilities") or {})}
-        entry["params"] = {**dict.fromkeys(RUNNER_OPTIONS), **(model.get("params") or {})}
-        entries.append(entry)
-    return entries
-
-
-def tagged(name):
-    """The name with the tag that Ollama gives it."""
-    return name if ":" in name.rsplit("/", 1)[-1] else name + ":latest"
-
-
-def page_users(given):
-    """The accounts of an inventory (open_webui_users); OpenWebuiError names what cannot be meant, never a password."""
-    for user in given:
-        _known("open_webui_users", user, USER_KEYS, "email")
-    return list(given)
-
-
-def _known(variable, entry, keys, needed):
-    if not isinstance(entry, dict) or not entry.get(needed):
-        raise OpenWebuiError(f"An entry of {variable} has no {needed}; each needs one. Correct it in the inventory.")
-    unknown = sorted(set(entry) - set(keys))
-    if unknown:
-        raise OpenWebuiError(f"{variable} has {', '.join(unknown)} for {entry[needed]}; known are {', '.join(keys)}. Correct it in the inventory.")
-
-
 def observe_model(client, model_id):
     """What Open WebUI keeps of a model, or None where it has no entry for it.
 

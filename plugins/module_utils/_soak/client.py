@@ -18,6 +18,7 @@ import time
 from typing import Any
 
 from .._ollama import client as ollama_client
+from .._ollama import runner_options
 
 PATHS = {
     "ollama": {"chat": "/api/chat", "embed": "/api/embed"},
@@ -87,8 +88,9 @@ class Target:
             return body
         if "num_predict" in options:
             body["max_tokens"] = options["num_predict"]
-        if "num_ctx" in options:
-            body["options"] = {"num_ctx": options["num_ctx"]}  # what a client with an idea of its own sends; a gateway takes it out
+        own = {name: value for name, value in options.items() if name in runner_options.OPTIONS}
+        if own:
+            body["options"] = own  # what a client with an idea of its own sends; a gateway takes it out
         if self.kind == "openai":
             body["stream_options"] = {"include_usage": True}
         return body
