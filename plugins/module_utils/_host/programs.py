@@ -22,9 +22,9 @@ PACKAGE = "gpufleet_llm"
 
 # The packages that a program imports, directly or through another one.
 PACKAGES = {
-    "vram_guard": ("_guard", "_gpu"),
+    "vram_guard": ("_guard", "_gpu", "_host"),
     "open_webui_retention": ("_open_webui",),
-    "soak": ("_soak", "_guard", "_gpu", "_ollama"),
+    "soak": ("_soak", "_guard", "_gpu", "_host", "_ollama"),
 }
 
 
@@ -85,7 +85,10 @@ def _is_roots(path):
 
 
 def install(folder, files, python, run=subprocess.run):
-    """Replace *folder* by *files*, compiled by the interpreter *python*; the previous folder stays until the new one is complete."""
+    """Replace *folder* by *files*, compiled by the interpreter *python*.
+
+    The previous folder stays until the new one is complete. Raises ProgramError and OSError.
+    """
     parent = os.path.dirname(os.path.abspath(folder))
     os.makedirs(parent, mode=0o755, exist_ok=True)
     new = tempfile.mkdtemp(prefix=f".{os.path.basename(folder)}.", dir=parent)
@@ -98,7 +101,12 @@ def install(folder, files, python, run=subprocess.run):
             with open(target, "w", encoding="utf-8") as handle:
                 handle.write(text)
             os.chmod(target, 0o644)
-        done = run([python, "-m", "compileall", "-q", "-s", new, "-p", folder, new], capture_output=True, text=True, check=False)
+        done = run(
+            [python, "-m", "compileall", "-q", "-s", new, "-p", folder, new],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if done.returncode != 0:
             raise ProgramError(f"{python} does not compile the program: {(done.stdout + done.stderr).strip()[-400:]}")
         if os.path.lexists(folder):
