@@ -116,7 +116,7 @@ uid:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gpufleet.llm.plugins.module_utils._host import facts as host_facts
+from ansible_collections.gpufleet.llm.plugins.module_utils._host import facts, units
 
 
 def main():
@@ -131,8 +131,8 @@ def main():
     )
     asked = module.params
     try:
-        seen = host_facts.observe(asked["paths"], asked["ports"], asked["units"], asked["commands"])
-    except host_facts.HostError as error:
+        seen = facts.observe(asked["paths"], asked["ports"], asked["units"], asked["commands"])
+    except units.HostError as error:
         module.fail_json(msg=str(error))
     module.exit_json(changed=False, **seen)
 
