@@ -17,7 +17,7 @@ import ssl
 import time
 from typing import Any
 
-from .._ollama import client as ollama_client
+from .. import _http
 from .._ollama import runner_options
 
 PATHS = {
@@ -45,7 +45,7 @@ class Target:
 
     def __init__(self, kind, url, model, token="", email="", password="", ca_file="", timeout_s=600.0, embed_model=""):
         self.kind, self.model, self.embed_model = kind, model, embed_model
-        self.address = ollama_client.parse_url(url)
+        self.address = _http.parse_url(url, 11434)
         self.url, self.token, self.email, self.password = url, token, email, password
         self.ca_file, self.timeout_s = ca_file, timeout_s
         self._connection: http.client.HTTPConnection | None = None

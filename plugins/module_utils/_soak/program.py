@@ -27,6 +27,7 @@ from .._guard import files as guard_files
 from .._guard import gpus as guard_gpus
 from .._guard import kernel_log
 from .._ollama import client as ollama_client
+from .._ollama import names as ollama_names
 from . import client as soak_client
 from . import load as soak_load
 from . import verdicts
@@ -442,7 +443,7 @@ def server_versions(config):
     found = {"ollama": None, "digest": None}
     try:
         found["ollama"] = client.version()
-        digests = [one.get("digest") for one in client.tags() if ollama_client.same_name(str(one.get("name")), config["model"])]
+        digests = [one.get("digest") for one in client.tags() if ollama_names.same_name(str(one.get("name")), config["model"])]
         found["digest"] = digests[0] if digests else None
     except ollama_client.OllamaError:
         pass
