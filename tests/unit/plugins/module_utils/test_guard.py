@@ -887,12 +887,12 @@ def apart(function):
 @pytest.mark.skipif(os.geteuid() != 0 or not hasattr(os, "pidfd_open"), reason="only root can give up root")
 @pytest.mark.parametrize(("owner", "ended"), [("root", False), ("daemon", False), ("nobody", True)])
 def test_the_kernel_lets_the_helper_signal_the_servers_processes_only(config, monkeypatch, owner, ended):
-    monkeypatch.setattr(_guard, "objections", lambda *_arguments: [])
+    monkeypatch.setattr(guard_program, "objections", lambda *_arguments: [])
     config.update(user="nobody")
     with subprocess.Popen(["/bin/sleep", "600"], user=owner, group="nogroup", extra_groups=[]) as victim:
         try:
-            asked = {"pid": victim.pid, "start": _guard.process_stat(victim.pid)["start"]}
-            status, text = apart(lambda: _guard.end_process(asked, config))
+            asked = {"pid": victim.pid, "start": guard_program.process_stat(victim.pid)["start"]}
+            status, text = apart(lambda: guard_program.end_process(asked, config))
             if ended:
                 assert (status, victim.wait(10)) == (0, -signal.SIGTERM), text
             else:
@@ -905,7 +905,7 @@ def test_the_kernel_lets_the_helper_signal_the_servers_processes_only(config, mo
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give up root")
 def test_there_is_no_way_back_to_root():
     def tried():
-        _guard.become(65534, 65534)
+        guard_program.become(65534, 65534)
         for way in (lambda: os.setresuid(0, 0, 0), lambda: os.seteuid(0), lambda: os.setresgid(0, 0, 0), lambda: os.setgroups([0])):
             with pytest.raises(PermissionError):
                 way()
@@ -927,10 +927,10 @@ def test_unfencing_as_root_follows_no_link_out_of_the_guards_folder(config, tmp_
     ticks(config, 3, nvml=lambda: {"state": "ok", "message": None, "gpus": [lost]})
     os.chown(state, 65534, 65534)
     (state / "state.json.new").symlink_to(prize)
-    status, _text = apart(lambda: _guard.lift_fence(config, later(40)))
+    status, _text = apart(lambda: guard_program.lift_fence(config, later(40)))
     assert (status, prize.read_text()) == (1, "root's")
     (state / "state.json.new").unlink()
-    status, text = apart(lambda: _guard.lift_fence(config, later(40)))
+    status, text = apart(lambda: guard_program.lift_fence(config, later(40)))
     assert (status, "fence is down" in text) == (0, True)
     assert (state / "state.json").stat().st_uid == 65534
 
