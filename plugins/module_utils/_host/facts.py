@@ -20,6 +20,8 @@ import shutil
 import stat
 import subprocess
 
+from . import folders
+
 LISTEN = "0A"  # TCP_LISTEN, include/net/tcp_states.h of Linux
 MIB = 1024 * 1024
 
@@ -227,7 +229,7 @@ def observe(paths=(), ports=(), unit_names=(), commands=(), root="/", run=subpro
         "kernel": platform.release(),
         "systemd": systemd_version(run),
         "memory_mib": memory_mib(root),
-        "paths": {path: dict(path_state(path), free_mib=free_mib(path)) for path in paths},
+        "paths": {path: dict(path_state(path), free_mib=free_mib(path), refusal=folders.refusal(path)) for path in paths},
         "listeners": listeners(set(ports), root),
         "units": units(list(unit_names), root, run),
         "commands": {name: shutil.which(name, path=SEARCH_PATH) for name in commands},
