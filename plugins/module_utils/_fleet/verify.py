@@ -32,9 +32,10 @@ import time
 
 from .._driver import packages as driver_packages
 from .._driver import state as driver_state
-from .._gpu import nvml
-from .._guard import program as guard_program
-from .._host import facts as host_facts
+from .._gpu import sample
+from .._guard import files as guard_files
+from .._guard import state as guard_state
+from .._host import listeners, paths, units
 from .._ollama import client as ollama_client
 from .._ollama import names as ollama_names
 
@@ -48,7 +49,7 @@ HOUR = 3600.0
 def observe(wants, run=subprocess.run, now=None):
     """Everything that judge() wants to know of this host."""
     now = time.time() if now is None else now
-    taken = nvml.sample()
+    taken = sample.sample()
     driver = driver_state.observe(wants["rootfs"], taken)
     return {
         "at": now,
@@ -65,11 +66,11 @@ def observe(wants, run=subprocess.run, now=None):
         "gpus": [_card(gpu, wants["unit"]) for gpu in taken["gpus"]],
         "nvml": taken["state"],
         "files": {one["path"]: file_state(one["path"], bool(one["sha256"])) for one in wants["files"]},
-        "links": {path: host_facts.path_state(path)["target"] for path in wants["links"]},
-        "directories": {path: host_facts.path_state(path)["kind"] for path in wants["directories"]},
+        "links": {path: paths.path_state(path)["target"] for path in wants["links"]},
+        "directories": {path: paths.path_state(path)["kind"] for path in wants["directories"]},
         "units": _units(list(wants["units"]), run),
         "exposure": {unit: exposure(unit, run) for unit, wish in wants["units"].items() if _sandboxed(unit, wish)},
-        "listeners": {str(port): found for port, found in host_facts.listeners({int(port) for port in wants["ports"]}).items()},
+        "listeners": {str(port): found for port, found in listeners.listeners({int(port) for port in wants["ports"]}).items()},
         "ollama": _server(wants["ollama_url"]),
         "plan": _json(wants["plan_path"]),
         "measured": _json(wants["measured_path"]),
@@ -103,7 +104,7 @@ def _held(run):
 
 def file_state(path, content):
     """{kind, owner, mode, sha256} of a file; the digest only where it is asked for."""
-    state = host_facts.path_state(path)
+    state = paths.path_state(path)
     digest = None
     if content and state["kind"] == "file":
         try:
@@ -116,8 +117,8 @@ def file_state(path, content):
 
 def _units(names, run):
     try:
-        return host_facts.units(names, run=run)
-    except host_facts.HostError as error:
+        return units.units(names, run=run)
+    except units.HostError as error:
         return {"error": str(error)}
 
 
@@ -156,10 +157,10 @@ def _json(path):
 
 
 def _guard_state(guard, now):
-    """{age_s, fence, mode, action, rule, spent: {kind: {hour, day}}, error} of the guard's books."""
+    """{age_s, fence, mode, action, rule, spent: {kind: {hour, day}}, error} of the guard's state file."""
     try:
-        state = json.loads(guard_program.read_text(guard["state_path"]) or "")
-        history, last = guard_program.validated(state["history"]), state["last"]
+        state = json.loads(guard_files.read_text(guard["state_path"]) or "")
+        history, last = guard_state.validated(state["history"]), state["last"]
         clock = history["clock"]
         spent = {kind: {span: sum(one == kind and clock - at < length for at, one in history["spent"]) for span, length in SPANS} for kind in guard["budgets"]}
         return {

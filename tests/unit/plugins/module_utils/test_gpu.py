@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import ast
-import os
 import pathlib
 import subprocess
 import sys
@@ -16,10 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ansible_collections.gpufleet.llm.plugins.module_utils._gpu import nvml as gpu_nvml
+from ansible_collections.gpufleet.llm.plugins.module_utils._gpu import client, library, sample, shape, smi
+from ansible_collections.gpufleet.llm.plugins.module_utils._host import programs
 
 MIB = 1024 * 1024
-SOURCE = pathlib.Path(gpu_nvml.__file__)
+PACKAGE = pathlib.Path(shape.__file__).parent
 
 
 class NVMLError(Exception):
@@ -74,7 +74,7 @@ def entry(pid, used):
 
 
 def test_a_well_card():
-    taken = gpu_nvml.sample(fake())
+    taken = sample.sample(fake())
     assert taken["state"] == "ok"
     assert taken["message"] is None
     assert (taken["driver_version"], taken["nvml_version"], taken["driver_branch"]) == (
@@ -91,15 +91,15 @@ def test_a_well_card():
 
 def test_what_is_not_there_is_none_and_never_zero():
     """An old client and an old library: every function that can be absent is absent."""
-    gpu = gpu_nvml.sample(fake(nvmlDeviceGetComputeRunningProcesses=None, nvmlDeviceGetCudaComputeCapability=None))["gpus"][0]
+    gpu = sample.sample(fake(nvmlDeviceGetComputeRunningProcesses=None, nvmlDeviceGetCudaComputeCapability=None))["gpus"][0]
     told = {"index", "state", "uuid", "name", "pci_bus_id", "total_mib", "reserved_mib", "used_mib", "free_mib"}
     assert {key for key, value in gpu.items() if value is not None} == told
-    assert set(gpu) == set(gpu_nvml.EMPTY_GPU)
+    assert set(gpu) == set(shape.EMPTY_GPU)
 
 
 def test_the_shape_is_the_one_of_the_docstring():
-    for key in [*gpu_nvml.EMPTY_GPU, *gpu_nvml.sample(fake()), *gpu_nvml._process(1, "compute", None, "/nowhere")]:
-        assert f'"{key}"' in gpu_nvml.__doc__, key
+    for key in [*shape.EMPTY_GPU, *sample.sample(fake()), *shape.process(1, "compute", None, "/nowhere")]:
+        assert f'"{key}"' in shape.__doc__, key
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_the_shape_is_the_one_of_the_docstring():
     [(12, "no_library"), (9, "no_driver"), (18, "mismatch"), (4, "no_permission"), (999, "error"), (17, "error")],
 )
 def test_each_failure_of_init_has_a_state_and_a_text(code, state):
-    taken = gpu_nvml.sample(fake(nvmlInit=code))
+    taken = sample.sample(fake(nvmlInit=code))
     assert (taken["state"], taken["code"], taken["gpus"]) == (state, code, [])
     assert len(taken["message"]) > 60
     # The library's version is known even without a driver.
@@ -115,7 +115,7 @@ def test_each_failure_of_init_has_a_state_and_a_text(code, state):
 
 
 def test_no_gpu():
-    assert gpu_nvml.sample(fake(nvmlDeviceGetCount=0))["state"] == "no_gpu"
+    assert sample.sample(fake(nvmlDeviceGetCount=0))["state"] == "no_gpu"
 
 
 def test_memory_in_the_first_structure_only():
@@ -124,21 +124,21 @@ def test_memory_in_the_first_structure_only():
             raise NVMLError(13)
         return types.SimpleNamespace(total=24564 * MIB, used=1354 * MIB, free=23210 * MIB)
 
-    gpu = gpu_nvml.sample(fake(nvmlDeviceGetMemoryInfo=memory))["gpus"][0]
+    gpu = sample.sample(fake(nvmlDeviceGetMemoryInfo=memory))["gpus"][0]
     assert (gpu["reserved_mib"], gpu["used_mib"], gpu["state"]) == (None, 1354, "ok")
 
 
 def test_a_card_that_is_lost_in_the_middle_of_the_reading():
-    gpu = gpu_nvml.sample(fake(nvmlDeviceGetMemoryInfo=15))["gpus"][0]
+    gpu = sample.sample(fake(nvmlDeviceGetMemoryInfo=15))["gpus"][0]
     assert (gpu["state"], gpu["uuid"], gpu["used_mib"]) == ("lost", "GPU-a", None)
     assert "power cycle" in gpu["message"]
-    assert gpu_nvml.sample(fake(nvmlDeviceGetHandleByIndex=15))["gpus"][0]["state"] == "lost"
-    assert gpu_nvml.sample(fake(nvmlDeviceGetComputeRunningProcesses=15))["gpus"][0]["state"] == "lost"
+    assert sample.sample(fake(nvmlDeviceGetHandleByIndex=15))["gpus"][0]["state"] == "lost"
+    assert sample.sample(fake(nvmlDeviceGetComputeRunningProcesses=15))["gpus"][0]["state"] == "lost"
 
 
 def test_a_card_that_cannot_be_opened_or_does_not_tell_its_memory():
-    assert gpu_nvml.sample(fake(nvmlDeviceGetHandleByIndex=4))["gpus"][0]["message"].startswith("GPU 0 could not be opened")
-    assert gpu_nvml.sample(fake(nvmlDeviceGetMemoryInfo=999))["gpus"][0]["state"] == "error"
+    assert sample.sample(fake(nvmlDeviceGetHandleByIndex=4))["gpus"][0]["message"].startswith("GPU 0 could not be opened")
+    assert sample.sample(fake(nvmlDeviceGetMemoryInfo=999))["gpus"][0]["state"] == "error"
 
 
 def test_a_process_list_that_grows_is_asked_for_again():
@@ -150,10 +150,10 @@ def test_a_process_list_that_grows_is_asked_for_again():
             raise answer
         return answer
 
-    gpu = gpu_nvml.sample(fake(nvmlDeviceGetComputeRunningProcesses=processes))["gpus"][0]
+    gpu = sample.sample(fake(nvmlDeviceGetComputeRunningProcesses=processes))["gpus"][0]
     assert [(process["pid"], process["used_mib"]) for process in gpu["processes"]] == [(5, 12)]
     # One that never holds still could not be read.
-    assert gpu_nvml.sample(fake(nvmlDeviceGetComputeRunningProcesses=7))["gpus"][0]["processes"] is None
+    assert sample.sample(fake(nvmlDeviceGetComputeRunningProcesses=7))["gpus"][0]["processes"] is None
 
 
 def test_processes_are_merged_by_pid():
@@ -161,43 +161,43 @@ def test_processes_are_merged_by_pid():
         nvmlDeviceGetComputeRunningProcesses=[entry(5, 12 * MIB), entry(6, None), entry(7, 0)],
         nvmlDeviceGetGraphicsRunningProcesses=[entry(5, 12 * MIB), entry(9, 4 * MIB)],
     )
-    taken = gpu_nvml.sample(nvml)
-    found = {process["pid"]: (process["type"], process["used_mib"]) for process in gpu_nvml.processes(taken)}
+    taken = sample.sample(nvml)
+    found = {process["pid"]: (process["type"], process["used_mib"]) for process in sample.processes(taken)}
     # 0 MiB is what drivers say of pids that they cannot look into: not known.
     assert found == {5: ("both", 12), 6: ("compute", None), 7: ("compute", None), 9: ("graphics", 4)}
-    assert {process["gpu_uuid"] for process in gpu_nvml.processes(taken)} == {"GPU-a"}
-    assert gpu_nvml.processes(gpu_nvml.sample(fake(nvmlDeviceGetComputeRunningProcesses=3))) is None
-    assert gpu_nvml.processes(gpu_nvml.sample(fake(nvmlInit=9))) is None
+    assert {process["gpu_uuid"] for process in sample.processes(taken)} == {"GPU-a"}
+    assert sample.processes(sample.sample(fake(nvmlDeviceGetComputeRunningProcesses=3))) is None
+    assert sample.processes(sample.sample(fake(nvmlInit=9))) is None
 
 
 def test_the_older_name_of_the_throttle_reasons():
-    gpu = gpu_nvml.sample(fake(nvmlDeviceGetCurrentClocksThrottleReasons=lambda _handle: 0x48))["gpus"][0]
+    gpu = sample.sample(fake(nvmlDeviceGetCurrentClocksThrottleReasons=lambda _handle: 0x48))["gpus"][0]
     assert gpu["throttle_reasons"] == ["hw_slowdown", "hw_thermal_slowdown"]
     assert gpu["throttled"] is True
 
 
 @pytest.mark.parametrize(("bits", "slowed"), [(0, False), (1, False), (0x113, False), (4, True), (0x21, True), (None, None)])
 def test_idle_and_set_clocks_are_no_throttling(bits, slowed):
-    assert gpu_nvml.throttled(gpu_nvml.throttle_reasons(bits)) is slowed
+    assert shape.throttled(shape.throttle_reasons(bits)) is slowed
 
 
 def test_nvml_is_shut_down_whatever_happens():
     calls = []
     nvml = fake(nvmlDeviceGetCount=lambda: 1 / 0, nvmlShutdown=lambda: calls.append("shutdown"))
     with pytest.raises(ZeroDivisionError):
-        gpu_nvml.sample(nvml)
+        sample.sample(nvml)
     assert calls == ["shutdown"]
 
 
 @given(st.integers(0, 1 << 62))
 def test_mib_is_a_whole_number(count):
-    assert abs(gpu_nvml._mib(count) * MIB - count) <= MIB // 2
+    assert abs(shape.mib(count) * MIB - count) <= MIB // 2
 
 
 # ---- nvidia-smi ----
 
 
-def smi(gpus, apps="", code=0, refuse=()):
+def answers(gpus, apps="", code=0, refuse=()):
     """A subprocess.run that answers as nvidia-smi."""
     asked = []
 
@@ -238,12 +238,12 @@ CARD = {
 
 
 def test_nvidia_smi_gives_the_same_shape():
-    run = smi([CARD], "GPU-a, 4711, 900\nGPU-a, 4712, [N/A]\nGPU-other, 1, 1\n")
-    taken = gpu_nvml.read_smi(run, "/nowhere")
-    assert set(taken) == set(gpu_nvml.sample(fake()))
+    run = answers([CARD], "GPU-a, 4711, 900\nGPU-a, 4712, [N/A]\nGPU-other, 1, 1\n")
+    taken = smi.read(run, "/nowhere")
+    assert set(taken) == set(sample.sample(fake()))
     assert (taken["state"], taken["source"], taken["driver_version"]) == ("ok", "nvidia-smi", "550.163.01")
     gpu = taken["gpus"][0]
-    assert set(gpu) == set(gpu_nvml.EMPTY_GPU)
+    assert set(gpu) == set(shape.EMPTY_GPU)
     assert (gpu["index"], gpu["total_mib"], gpu["used_mib"], gpu["power_w"]) == (0, 24564, 1000, 312.55)
     assert (gpu["ecc_enabled"], gpu["mig_enabled"], gpu["persistence_enabled"]) == (False, None, True)
     assert (gpu["throttle_reasons"], gpu["throttled"], gpu["gpu_util_percent"]) == (["sw_power_cap"], True, None)
@@ -251,24 +251,24 @@ def test_nvidia_smi_gives_the_same_shape():
 
 
 def test_an_older_nvidia_smi_lacks_fields():
-    run = smi([CARD], refuse=("memory.reserved", "compute_cap"))
-    gpu = gpu_nvml.read_smi(run, "/nowhere")["gpus"][0]
+    run = answers([CARD], refuse=("memory.reserved", "compute_cap"))
+    gpu = smi.read(run, "/nowhere")["gpus"][0]
     assert (gpu["total_mib"], gpu["reserved_mib"], gpu["compute_capability"]) == (24564, None, None)
     assert len(run.asked) == 4  # two refusals, the answer, the processes
 
 
 @pytest.mark.parametrize(("code", "state"), [(9, "no_driver"), (12, "no_library"), (18, "mismatch"), (4, "no_permission"), (255, "error")])
 def test_nvidia_smi_exits_with_the_code_of_nvml(code, state):
-    taken = gpu_nvml.read_smi(smi(["NVIDIA-SMI has failed"], code=code), "/nowhere")
+    taken = smi.read(answers(["NVIDIA-SMI has failed"], code=code), "/nowhere")
     assert (taken["state"], taken["gpus"]) == (state, [])
 
 
 def test_nvidia_smi_with_a_lost_card():
     text = "Unable to determine the device handle for GPU 0000:41:00.0: GPU is lost.  Reboot the system to recover this GPU"
-    well, lost = gpu_nvml.read_smi(smi([CARD, text], code=15), "/nowhere")["gpus"]
+    well, lost = smi.read(answers([CARD, text], code=15), "/nowhere")["gpus"]
     assert (well["state"], lost["state"], lost["pci_bus_id"], lost["used_mib"]) == ("ok", "lost", "0000:41:00.0", None)
     row = dict(CARD, **{"memory.total": "[GPU is lost]", "memory.used": "[GPU is lost]"})
-    assert gpu_nvml.read_smi(smi([row]), "/nowhere")["gpus"][0]["state"] == "lost"
+    assert smi.read(answers([row]), "/nowhere")["gpus"][0]["state"] == "lost"
 
 
 def test_no_nvidia_smi_then_the_library_is_asked():
@@ -278,9 +278,9 @@ def test_no_nvidia_smi_then_the_library_is_asked():
     def slow(command, **_kwargs):
         raise subprocess.TimeoutExpired(command, 60)
 
-    assert gpu_nvml.read_smi(run) is None
-    assert gpu_nvml.read_smi(slow) is None
-    taken = gpu_nvml.read(gpu_nvml.BareLibrary("libnot-there.so.1"), "libnvidia-ml")
+    assert smi.read(run) is None
+    assert smi.read(slow) is None
+    taken = client.read(library.Library("libnot-there.so.1"), "libnvidia-ml")
     assert (taken["state"], taken["code"]) == ("no_library", 12)
 
 
@@ -289,73 +289,32 @@ def test_nvidia_smi_may_say_anything(text, code):
     def run(command, **_kwargs):
         return subprocess.CompletedProcess(command, code, stdout=text)
 
-    taken = gpu_nvml.read_smi(run, "/nowhere")
-    assert taken["state"] in {"ok", "no_gpu", "error", *gpu_nvml.STATES.values()}
-
-
-# ---- processes in /proc ----
-
-
-@pytest.mark.parametrize(
-    ("text", "init", "unit"),
-    [
-        ("0::/system.slice/ollama.service\n", "0::/init.scope\n", "ollama.service"),
-        ("0::/system.slice/ollama.service/runner\n", "", "ollama.service"),
-        ("4:memory:/x.service\n1:name=systemd:/system.slice/ollama.service\n0::/\n", "", "ollama.service"),
-        ("0::/user.slice/user-1000.slice/user@1000.service/app.slice/a.service\n", "", "user@1000.service"),
-        (
-            "0::/system.slice/docker-ab.scope/system.slice/ollama.service\n",
-            "0::/system.slice/docker-ab.scope/init.scope\n",
-            "ollama.service",
-        ),
-        ("0::/system.slice/docker-ab.scope\n", "0::/init.scope\n", "docker-ab.scope"),
-        ("1:name=systemd:/docker/ab\n", "", None),
-        ("0::/\n", "", None),
-        ("", "", None),
-        ("nonsense", "nonsense", None),
-    ],
-)
-def test_the_unit_of_a_cgroup(text, init, unit):
-    assert gpu_nvml.unit_of(text, init) == unit
-
-
-def test_a_process_of_this_host():
-    found = gpu_nvml.describe_process(os.getpid())
-    assert (found["ppid"], found["uid"]) == (os.getppid(), os.getuid())
-    assert os.path.realpath(found["exe"]) == os.path.realpath(sys.executable)
-    assert 0 <= found["age_s"] < 100000
-    assert set(gpu_nvml.describe_process(2**22 + 1).values()) == {None}
-
-
-@given(st.text(max_size=80))
-def test_any_cgroup_text(text):
-    assert gpu_nvml.unit_of(text, text) is None or gpu_nvml.unit_of(text, text).endswith((".service", ".scope"))
+    taken = smi.read(run, "/nowhere")
+    assert taken["state"] in {"ok", "no_gpu", "error", *shape.STATES.values()}
 
 
 # ---- stand-alone ----
 
 
 def test_it_runs_without_the_collection_and_without_a_client(tmp_path):
-    """As the guard has it: one file in a package of another name, no pynvml."""
-    package = tmp_path / "gpufleet_llm" / "_gpu"
-    package.mkdir(parents=True)
-    (package / "nvml.py").write_text(SOURCE.read_text(encoding="utf-8"), encoding="utf-8")
+    """As the guard has it: whole packages under another name, no pynvml."""
+    programs.install(str(tmp_path / "guard"), programs.sources("vram_guard"), sys.executable)
     script = (
         "import sys; sys.modules['pynvml'] = None; sys.path.insert(0, sys.argv[1])\n"
-        "from gpufleet_llm._gpu import nvml\n"
+        "from gpufleet_llm._gpu import sample\n"
         "def no(*a, **k): raise FileNotFoundError\n"
-        "print(nvml.sample(run=no, library='libnot-there.so.1')['state'])\n"
+        "print(sample.sample(run=no, library_name='libnot-there.so.1')['state'])\n"
     )
-    done = subprocess.run([sys.executable, "-I", "-S", "-c", script, tmp_path], capture_output=True, text=True, check=True)
-    assert done.stdout == "no_library\n"
+    command = [sys.executable, "-I", "-S", "-c", script, tmp_path / "guard"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "no_library\n"
 
 
-@pytest.mark.parametrize("name", ["_gpu/nvml.py", "_driver/state.py"])
+@pytest.mark.parametrize("name", ["_gpu/client.py", "_gpu/sample.py", "_driver/state.py"])
 def test_only_the_standard_library_at_import(name):
-    tree = ast.parse((SOURCE.parents[1] / name).read_text(encoding="utf-8"))
+    tree = ast.parse((PACKAGE.parent / name).read_text(encoding="utf-8"))
     roots = {
         (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).partition(".")[0]
         for node in tree.body
-        if isinstance(node, (ast.Import, ast.ImportFrom))
+        if isinstance(node, ast.Import) or (isinstance(node, ast.ImportFrom) and not node.level)
     }
     assert roots <= set(sys.stdlib_module_names)
