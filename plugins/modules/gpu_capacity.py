@@ -250,7 +250,8 @@ import re
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.common.respawn import has_respawned, respawn_module
 
-from ansible_collections.gpufleet.llm.plugins.module_utils._gpu import nvml
+from ansible_collections.gpufleet.llm.plugins.module_utils._gpu import client as gpu_client
+from ansible_collections.gpufleet.llm.plugins.module_utils._gpu import sample as gpu_sample
 from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import client as ollama_client
 from ansible_collections.gpufleet.llm.plugins.module_utils._plan import cards as plan_cards
 from ansible_collections.gpufleet.llm.plugins.module_utils._plan import dry_run as plan_dry_run
@@ -350,11 +351,11 @@ def cards_of(module):
     if module.params["gpus"] is not None:
         return plan_cards.given(module.params["gpus"]), None
     python = os.path.join(module.params["venv"], "bin/python")
-    if nvml.client() is None and not has_respawned() and os.access(python, os.X_OK):
+    if gpu_client.load() is None and not has_respawned() and os.access(python, os.X_OK):
         respawn_module(python)
     instead = module.params["gpus_if_unreadable"]
     try:
-        return plan_cards.read(nvml.sample()), None
+        return plan_cards.read(gpu_sample.sample()), None
     except plan_cards.PlanError as error:
         if instead is None:
             raise

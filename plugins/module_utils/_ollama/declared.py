@@ -150,7 +150,7 @@ class Measured:
     def read(
         cls, path: str | None, version: str, settings: dict[str, Any] | None, planned: list[dict[str, Any]]
     ) -> Measured:
-        """From the JSON file `path`, `{models: {name: measurement}, fingerprint}`; empty where it is missing or damaged."""
+        """From the file `path`, `{models: {name: measurement}, fingerprint}`; empty where it is missing or damaged."""
         held = None
         if path:
             try:

@@ -17,11 +17,9 @@ seen without a card and are predicted.
 
 from __future__ import annotations
 
+from .._gpu.memory import CUDA_CONTEXT_MIB
 from .compute import NEWEST_MEASURED_BUILD, compute_bytes
 from .kv_cache import cache_bytes, mib, padded, scratch_bytes
-
-# What Ollama itself sets aside for a GPU's CUDA context ("minimum memory", ml/device.go); 300-500 is usual.
-CUDA_CONTEXT_MIB = 457
 
 
 def predict(shape, context, slots, kv_type, ubatch, flash_attention=True, build=NEWEST_MEASURED_BUILD):

@@ -28,9 +28,9 @@ from __future__ import annotations
 
 import struct
 
+from .._gpu.memory import MIB
 from .ggml import TYPES, GgufError, aligned, possible, type_bytes
 
-MIB = 1024 * 1024
 MAX_HEADER = 64 * MIB  # the largest vocabularies make headers of about 16 MiB
 MAX_KEYS = 65536
 MAX_TENSORS = 65536

@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-MIB = 1024 * 1024
+from .._gpu.memory import MIB
+
 # Bytes of one block of a KV cache type, and elements in it (ggml-common.h of llama.cpp).
 KV_TYPES = {
     "f32": (4, 1),

@@ -80,8 +80,8 @@ def test_asserted_fails_with_the_texts_and_writes_nothing(run, gguf, tmp_path):
 
 
 def test_cards_that_cannot_be_read(run, gguf, monkeypatch):
-    monkeypatch.setattr(gpu_capacity.nvml, "sample", lambda: {"state": "no_driver", "message": "no driver.", "gpus": []})
-    monkeypatch.setattr(gpu_capacity.nvml, "client", lambda: "pynvml")
+    monkeypatch.setattr(gpu_capacity.gpu_sample, "sample", lambda: {"state": "no_driver", "message": "no driver.", "gpus": []})
+    monkeypatch.setattr(gpu_capacity.gpu_client, "load", lambda: "pynvml")
     failed = run(models=[model(gguf)], gpus=...)
     assert failed["failed"] and "No GPU could be read" in failed["msg"] and "give gpus" in failed["msg"]
     instead = run(models=[model(gguf)], gpus=..., gpus_if_unreadable=[RTX_4090])
