@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: apt_keyring
 short_description: A keyring for APT, taken only if it holds the keys that are expected
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - Fetches a keyring and lays it down where an APT source names it in C(Signed-By), in binary form.
   - The fingerprints of all its keys have to be among those that are expected; otherwise nothing is changed.
