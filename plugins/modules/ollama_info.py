@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: ollama_info
 short_description: Look at an Ollama server, its models, and how they compare with what is declared
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - Tells the server's version, the models in its store and those in memory, with their digests.
   - Can read the settings that the running service really has, from the environment of its process.

@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: ollama_model
 short_description: Declare a model of an Ollama server
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - Has a model in the server's store as it is declared, loaded, unloaded, or absent.
   - Compares what the server holds with what the declaration and its base come to, and creates a model only where they differ.

@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: open_webui_backup
 short_description: Copy Open WebUI's data, put a copy back, or compare with one
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - Copies the SQLite database through a read-only connection and SQLite's own backup, which is safe with the write-ahead log whether the
     service runs or not; the uploads with it. A copy is complete or not there.
