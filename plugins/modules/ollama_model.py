@@ -358,7 +358,7 @@ def measured(client, name, entry, params, result):
     problem = ollama_load.offload_problem(name, entry)
     if problem and not params["allow_offload"] and not (result.check and result.changed):
         layout = ollama_service.layout(params["unit"], result.loaded_at) if params["unit"] and result.loaded_at else None
-        raise ollama_declaration.ModelError(problem + ollama_load.take_back(client, name, result, layout, params["unload_timeout"]))
+        raise ollama_declaration.ModelError(problem + ollama_load.undo_load(client, name, result, layout, params["unload_timeout"]))
     asked, got = (params["parameters"] or {}).get("num_ctx"), entry.get("context_length")
     if asked and got and str(asked).isdigit() and got < int(asked):
         result.warnings.append(

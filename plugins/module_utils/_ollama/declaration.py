@@ -18,7 +18,7 @@ from .parameters import validate_parameters
 PULL = ("missing", "always", "never")
 
 #: Targets of llama-quantize that the server takes from float weights (fs/ggml/type.go).
-QUANTISATIONS = ("f16", "bf16", "q4_k_m", "q4_k_s", "q8_0")
+QUANTIZATIONS = ("f16", "bf16", "q4_k_m", "q4_k_s", "q8_0")
 _DURATION = re.compile(r"[+-]?(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s|m|h))+\Z")
 
 
@@ -231,9 +231,9 @@ def _hex(value: Any, what: str, least: int) -> str | None:
 def _quantize(value: Any, where: str, base: str | None, files: tuple[str, ...]) -> str | None:
     if value in (None, ""):
         return None
-    if str(value).lower() not in QUANTISATIONS:
+    if str(value).lower() not in QUANTIZATIONS:
         raise ModelError(
-            f"{where}quantize is '{value}'; the server makes {', '.join(QUANTISATIONS)}, from float weights (f16, "
+            f"{where}quantize is '{value}'; the server makes {', '.join(QUANTIZATIONS)}, from float weights (f16, "
             "bf16, f32)."
         )
     if not base and not files:

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, gpufleet.llm maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The list `models_declared`: checked on the controller, compared with a server in one look, planned, measured.
+"""The list `models_declared`: checked on the controller, compared with a server by one read, planned, measured.
 
 Private to this collection: it may change or go without notice.
 """
@@ -255,7 +255,7 @@ def plan_models(
 
     A shape is read from the server where it has the model, or what that is made from; else from the file or the
     registry. A model made from another declared one inherits its source and parameters. One that is still to be
-    quantised is left out: its weights are not known before.
+    quantized is left out: its weights are not known before.
     """
     declared = [entry.declared for entry in map(Entry.of, entries) if entry.declared]
     by_name = {one.name.lower(): one for one in declared}

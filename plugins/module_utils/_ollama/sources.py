@@ -34,7 +34,7 @@ def ensure_base(
         if digest is None or (result.check and result.changed):
             return names.source_name(declared.name, "0" * 12, declared.quantize)
         source = names.source_name(declared.name, digest, declared.quantize)
-        if not store.find(source) and result.act(f"quantise {declared.base} to {declared.quantize} as {source}"):
+        if not store.find(source) and result.act(f"quantize {declared.base} to {declared.quantize} as {source}"):
             client.create({"model": source, "from": store.find(declared.base)["name"], "quantize": declared.quantize})
             store.changed()
         return source

@@ -30,7 +30,7 @@ class Store:
         return self._tags
 
     def find(self, name: str) -> dict[str, Any] | None:
-        """The model of that name, whatever its case; None when there is none."""
+        """The model of that name, whatever its case; None when the store has no such model."""
         key = names.parse_name(name).key
         for one in self.all():
             if str(one.get("name", "")).lower() == key:

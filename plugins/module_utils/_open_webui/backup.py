@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 
 # Private to the collection gpufleet.llm: no stable interface for others.
-"""Copies of Open WebUI's data: made whole or not at all, put back whole, counted.
+"""Copies of Open WebUI's data: made whole or not at all, restored whole, counted.
 
 The database is in WAL mode: after minutes of use webui.db alone can hold no user and no chat,
 all of it is in webui.db-wal (measured). So it is never copied as a file. A read-only connection
@@ -38,7 +38,7 @@ RESTORING, COPYING = ".restoring", ".copying-"
 
 
 class BackupError(folders.FolderError):
-    """A copy that could not be made, read or put back; the text is fit for an operator."""
+    """A copy that could not be made, read or restored; the text is fit for an operator."""
 
 
 @contextlib.contextmanager
@@ -239,13 +239,13 @@ def room(folder, needed, what):
         )
 
 
-def restore(backup_dir, name, data_dir):
-    """Put a copy back; the service has to be stopped. What was there is kept beside it as webui.db.failed."""
+def restore_backup(backup_dir, name, data_dir):
+    """Restore a copy; the service has to be stopped. What was there is kept beside it as webui.db.failed."""
     source = os.path.join(backup_dir, name)
     if not os.path.isfile(os.path.join(source, MANIFEST)):
         known = ", ".join(entry["name"] for entry in listing(backup_dir)) or "none"
         raise BackupError(f"{source} is no complete copy; {backup_dir} has {known}.")
-    as_service(data_dir, lambda stream: take_back(stream, data_dir), lambda stream: _send_copy(stream, source))
+    as_service(data_dir, lambda stream: replace_data(stream, data_dir), lambda stream: _send_copy(stream, source))
     os.sync()
 
 
@@ -257,7 +257,7 @@ def _send_copy(stream, source):
             send(tar, os.path.join(source, folder), folder)
 
 
-def take_back(stream, data_dir):
+def replace_data(stream, data_dir):
     """As the service: the database replaced by the stream's, and of the folders what is missing.
 
     A newer upload harms no older database.
@@ -283,7 +283,7 @@ def rotate(backup_dir, keep):
 
 
 def read_json(path):
-    """The file's dict, or None where there is none that can be read."""
+    """The file's dict, or None where it does not exist or cannot be read."""
     try:
         with open(path, encoding="utf-8") as handle:
             found = json.load(handle)

@@ -34,7 +34,7 @@ class Client:
         self.server = _http.Server(self.url, timeout_s=timeout, connect_timeout_s=timeout, retries=0)
 
     def call(self, method, path, body=None):
-        """The decoded JSON answer; OpenWebuiError for everything that is none."""
+        """The decoded JSON answer; OpenWebuiError for everything else."""
         headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
         try:
             response = self.server.send(method, path, body, headers)
@@ -44,7 +44,7 @@ class Client:
         if response.status >= 300:
             raise OpenWebuiError(self._refusal(method, path, response.status, raw), response.status)
         if "json" not in (response.headers.get("Content-Type") or ""):
-            told = f"{method} {path} answered with a page, not JSON; this Open WebUI has no such route."
+            told = f"{method} {path} answered with HTML, not JSON; this Open WebUI has no such route."
             raise OpenWebuiError(told, 200)
         try:
             return json.loads(raw.decode("utf-8", "replace"))
@@ -68,10 +68,10 @@ class Client:
         return f"{method} {path} was refused with {status}: {detail.rstrip('.')}.{hint}"
 
 
-def unless_fresh(look, check_mode):
-    """What ``look()`` returns; in check mode None where no server answers, as on a host that has none yet."""
+def unless_fresh(read, check_mode):
+    """What ``read()`` returns; in check mode None where no server answers, as on a host without one so far."""
     try:
-        return look()
+        return read()
     except OpenWebuiError as error:
         if check_mode and error.status is None:
             return None

@@ -33,7 +33,7 @@ def as_stored(content):
 
 
 def observe(client, function_id):
-    """{name, description, content, active, global, valves} of a function, or None where there is none."""
+    """{name, description, content, active, global, valves} of a function, or None where the server has none."""
     listed = client.call("GET", "/api/v1/functions/export?include_valves=true")
     for entry in listed:
         if entry.get("id") == function_id:

@@ -116,8 +116,8 @@ def _grants(client, wanted):
     missing = [name for name in wanted["groups"] if name not in known]
     if missing:
         raise OpenWebuiError(
-            f"there is no group {', '.join(missing)}; Open WebUI has {', '.join(sorted(known)) or 'none'}. Make it on "
-            "the page first."
+            f"there is no group {', '.join(missing)}; Open WebUI has {', '.join(sorted(known)) or 'none'}. Make it in "
+            "Open WebUI first."
         )
     return [{"principal_type": "group", "principal_id": known[name], "permission": "read"} for name in wanted["groups"]]
 

@@ -107,7 +107,7 @@ def user_chats(client, user_id):
 
 
 def run(client, config, now, say):
-    """One look at everybody's chats; returns the counts. ``say`` takes one dict for each chat that goes or would."""
+    """One pass over everybody's chats; returns the counts. ``say`` takes one dict for each chat that goes or would."""
     counts = {
         "users": 0,
         "chats": 0,
@@ -164,7 +164,7 @@ def drop_file(client, name, owner, left, dry_run):
 
 
 def held_file(client, name):
-    """The file's entry, or None where there is none."""
+    """The file's entry, or None where it does not exist."""
     try:
         return client.call("GET", f"/api/v1/files/{name}")
     except open_webui_client.OpenWebuiError as error:
@@ -275,7 +275,7 @@ def main(argv, environ=None, now=time.time):
         client.token = users.sign_in(client, email, password)["token"]
         counts = run(client, config, now(), lambda told: _say(json.dumps(told), sys.stdout))
     except (RetentionError, open_webui_client.OpenWebuiError, OSError) as error:
-        # While the page is being restarted there is nothing to do; that it is down is its own unit's to say.
+        # While Open WebUI restarts there is nothing to do; that it is down is for its own unit to report.
         away = getattr(error, "status", 0) is None
         _say(
             f"<{4 if away else 3}>{error}" if environ.get("JOURNAL_STREAM") else f"open-webui-retention: {error}",

@@ -50,11 +50,11 @@ def given(cards):
 def read(sample, own_unit="ollama.service"):
     """Cards from a sample of _nvml. What processes of own_unit hold is not counted as held by others.
 
-    PlanError where a card's memory could not be read: a plan against an unknown card is none.
+    PlanError where a card's memory could not be read: nothing can be planned against an unknown card.
     """
     if sample["state"] != "ok" or not sample["gpus"]:
         raise PlanError(
-            f"No GPU could be read: {sample['message'] or 'there is none.'} To plan for hardware that is not here, "
+            f"No GPU could be read: {sample['message'] or 'it has none.'} To plan for hardware that is not here, "
             "give gpus (total_mib and name of each card)."
         )
     made = []

@@ -20,34 +20,34 @@ NEWEST_MEASURED_BUILD = 10488
 LATENT_CACHE = frozenset(["deepseek2"])
 
 
-def _gated(shape, quantised):
+def _gated(shape, quantized):
     """Dense models with gate, up and down: the FFN's three rows, the attention's output and two of the residual stream.
 
-    With a quantised cache the allocator finds another place for the attention's output, by which of the two is wider.
+    With a quantized cache the allocator finds another place for the attention's output, by which of the two is wider.
     """
     query, hidden = shape["query"], shape["hidden"]
-    extra = 0 if not quantised or query > hidden else query if query < hidden else -query
+    extra = 0 if not quantized or query > hidden else query if query < hidden else -query
     return 3 * shape["feed_forward"] + query + 2 * hidden + extra
 
 
-def _fused(shape, _quantised):
+def _fused(shape, _quantized):
     """Gate and up in one matrix (Phi)."""
     return 3 * shape["feed_forward"] + 2 * shape["hidden"]
 
 
-def _experts(shape, _quantised):
+def _experts(shape, _quantized):
     """Qwen3's experts: their outputs twice, one row of each expert, the attention's output."""
     used = shape["experts_used"]
     return 2 * used * shape["hidden"] + used * shape["expert_feed_forward"] + shape["query"]
 
 
-def _biased_experts(shape, _quantised):
+def _biased_experts(shape, _quantized):
     """gpt-oss: as above, and two rows of the residual stream."""
     used = shape["experts_used"]
     return 2 * used * shape["hidden"] + used * shape["expert_feed_forward"] + shape["query"] + 2 * shape["hidden"]
 
 
-def _latent(shape, _quantised):
+def _latent(shape, _quantized):
     """DeepSeek-V2-Lite, whose first, dense layer is its widest part."""
     return 3 * shape["feed_forward"] + 3 * shape["hidden"]
 
@@ -89,11 +89,11 @@ def compute_bytes(shape, context, kv_type, ubatch, flash_attention, build=NEWEST
             return None
         without = ubatch * (shape["vocabulary"] + shape["hidden"]) * 4
         return without if flash_attention else without + shape["heads"] * full * ubatch * 4
-    quantised = kv_type not in PLAIN_KV_TYPES
-    elements = COMPUTE[shape["architecture"]](shape, quantised)
-    # masks in f16, one for each kind of layer, and the two rotations that go with a quantised cache
+    quantized = kv_type not in PLAIN_KV_TYPES
+    elements = COMPUTE[shape["architecture"]](shape, quantized)
+    # masks in f16, one for each kind of layer, and the two rotations that go with a quantized cache
     latent = shape["architecture"] in LATENT_CACHE
-    rotations = 2 * 4 * shape["cache"][0]["head_k"] ** 2 if quantised and not latent else 0
+    rotations = 2 * 4 * shape["cache"][0]["head_k"] ** 2 if quantized and not latent else 0
     if flash_attention:
         return ubatch * (4 * elements + 2 * (full + window)) + rotations
     if latent:

@@ -84,7 +84,7 @@ def find(folder, environment=None, user=None):
     return {
         **engine,
         "build": found,
-        "label": f"b{found}" if found else f"unknown ({version[1] if version else 'no version told'})",
+        "label": f"b{found}" if found else f"unknown ({version[1] if version else 'no version printed'})",
     }
 
 

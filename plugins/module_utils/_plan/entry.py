@@ -97,11 +97,11 @@ def alone(model, cards, budgets, build, dry_run):
         "formula_mib": engine_mib(by_formula) if by_formula["known"] else None,
         "dry_run_mib": engine_mib(dry) if dry else None,
     }
-    told = {**sums, "method": "dry_run" if dry else "formula", "engine_build": engine}
-    return _entry(model, terms, per_card, {**told, "fits": _fits(cards, budgets, per_card, terms)}), warnings
+    outcome = {**sums, "method": "dry_run" if dry else "formula", "engine_build": engine}
+    return _entry(model, terms, per_card, {**outcome, "fits": _fits(cards, budgets, per_card, terms)}), warnings
 
 
-def _entry(model, terms, per_card, told):
+def _entry(model, terms, per_card, outcome):
     shape = model["shape"]
     return {
         "name": model["name"],
@@ -118,7 +118,7 @@ def _entry(model, terms, per_card, told):
         "file_bytes": shape["file_bytes"],
         "gpu": sorted(per_card),
         "per_gpu_mib": {str(index): share for index, share in sorted(per_card.items())},
-        **told,
+        **outcome,
     }
 
 
@@ -181,11 +181,11 @@ def _shares_of_dry_run(per_card, terms, dry):
 
 
 def _disagreement(model, by_formula, dry):
-    told, seen = engine_mib(by_formula), engine_mib(dry)
-    if not by_formula["known"] or abs(told - seen) <= AGREEMENT * seen:
+    predicted, seen = engine_mib(by_formula), engine_mib(dry)
+    if not by_formula["known"] or abs(predicted - seen) <= AGREEMENT * seen:
         return []
     return [
-        f"Model {model['name']}: the formula says {told:,} MiB and the server's dry run {seen:,} MiB,"
-        f" {abs(told - seen) / seen:.1%} apart; the formula is out of date for the architecture"
+        f"Model {model['name']}: the formula says {predicted:,} MiB and the server's dry run {seen:,} MiB,"
+        f" {abs(predicted - seen) / seen:.1%} apart; the formula is out of date for the architecture"
         f" {model['shape']['architecture']} on {dry['engine']}. The dry run counts."
     ]

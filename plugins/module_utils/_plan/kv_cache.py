@@ -46,7 +46,7 @@ def cache_bytes(row, context, slots, kv_type, ubatch):
 
 
 def scratch_bytes(shape, context, slots, kv_type, ubatch):
-    """What CUDA's pool takes to turn one layer's quantised K and V to f16 during prefill (llama.cpp #21054, #23446)."""
+    """What CUDA's pool takes to turn one layer's quantized K and V to f16 during prefill (llama.cpp #21054, #23446)."""
     if kv_type in PLAIN_KV_TYPES:
         return 0
     return max(2 * cells(row, context, ubatch) * slots * (row["k"] + row["v"]) for row in shape["cache"])

@@ -237,7 +237,7 @@ def as_q4_k_m(shape, tensors):
     """The shape that these tensors would have as q4_K_M (llama-quant.cpp); None where it would not be smaller.
 
     Matrices become q4_k; the output, and the value and down projections of the first and last eighth of the layers
-    and of every third between, q6_k. The quantised file of a publisher may differ by a few per cent.
+    and of every third between, q6_k. The quantized file of a publisher may differ by a few per cent.
     """
     if shape["unknown"].get("weights"):
         return None
