@@ -26,7 +26,7 @@ from ansible_collections.gpufleet.llm.plugins.modules import (
     open_webui_user,
     open_webui_venv,
 )
-from ansible_collections.gpufleet.llm.tests.unit.plugins.open_webui_server import open_webui
+from ansible_collections.gpufleet.llm.tests.unit.plugins.open_webui_server import SIGN_INS, open_webui
 
 CONTENT = "from utils import x\n\n\nclass Filter:\n    pass\n"
 
@@ -193,6 +193,13 @@ def test_user_do_repeat_change_absent_repeat(call, server):
     changed = call(open_webui_user, **always)
     assert changed["differences"] == ["password"] and state.passwords["eva@example.org"] == "another-password"
     assert "another-password" not in json.dumps(changed) and "password: set anew" in changed["diff"]["after"]
+
+    state.sign_ins = SIGN_INS
+    for check in (True, False):
+        limited = call(open_webui_user, check=check, **{**always, "password": "a-third-password"})
+        assert limited["failed"] and "15 sign-ins in 180 s" in limited["msg"], "too many sign-ins say nothing about the password"
+    assert state.passwords["eva@example.org"] == "another-password"
+    state.sign_ins = 0
 
     gone = {"url": url, "token": state.token, "email": "eva@example.org", "state": "absent"}
     assert call(open_webui_user, **gone)["changed"] and len(state.users) == 6
