@@ -195,7 +195,8 @@ class _Bytes:
         return text
 
 
-def _value(source, kind):
+def read_value(source, kind):
+    """The value of a kind at the cursor of *source*; long arrays and strings are counted, not kept."""
     if kind in SCALARS:
         _name, code, size = SCALARS[kind]
         return source.take(code, size)
@@ -204,6 +205,13 @@ def _value(source, kind):
     if kind == ARRAY:
         return _array(source)
     raise GgufError(f"{source.what} has a value of the unknown kind {kind} at byte {source.at:,} of its header; it is damaged or of a newer format.")
+
+
+def whole_bytes(raw, what):
+    """A header that is in memory already, for read_value()."""
+    source = _Bytes(None, len(raw), what)
+    source.data = bytearray(raw)
+    return source
 
 
 def _array(source):
@@ -268,7 +276,7 @@ def _parse(source):
         name = source.string(MAX_KEY_LENGTH)
         if name in keys:
             raise GgufError(f"{source.what} has the key '{name[:80]}' twice; it is damaged.")
-        keys[name] = _value(source, source.take("I", 4))
+        keys[name] = read_value(source, source.take("I", 4))
     alignment = keys.get("general.alignment", 32)
     if not isinstance(alignment, int) or isinstance(alignment, bool) or alignment <= 0 or alignment & (alignment - 1) or alignment > MIB:
         raise GgufError(f"{source.what} has general.alignment={str(alignment)[:40]}, which is no power of two; it is damaged.")
@@ -568,9 +576,7 @@ def encode(keys, tensors, alignment=32):
     Integers become u32 (or i64 where they do not fit), floats f32, lists arrays of their first element's kind.
     """
     out = [struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(keys))]
-    for name, value in keys.items():
-        kind, data = _encoded(value)
-        out.append(_text(name) + struct.pack("<I", kind) + data)
+    out += [encode_key(name, value) for name, value in keys.items()]
     offset = 0
     for tensor in tensors:
         shape = tensor["shape"]
@@ -578,6 +584,12 @@ def encode(keys, tensors, alignment=32):
         offset += _padded(type_bytes(tensor["type"], shape), alignment)
     header = b"".join(out)
     return header + b"\0" * (_padded(len(header), alignment) - len(header))
+
+
+def encode_key(name, value):
+    """One key with its value, as it stands in a header."""
+    kind, data = _encoded(value)
+    return _text(name) + struct.pack("<I", kind) + data
 
 
 def _text(text):

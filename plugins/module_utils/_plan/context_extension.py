@@ -1,0 +1,323 @@
+# Copyright (c) 2026, gpufleet.llm maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# Private to the collection gpufleet.llm: no stable interface for others.
+"""A longer context for a model that was trained for it by YaRN: the same weights behind another GGUF header.
+
+Ollama limits ``num_ctx`` to the header's ``context_length`` before it starts its engine (llm/server.go of 0.32.15), so no
+flag and no environment variable goes beyond it. Three more keys, ``rope.scaling.type``, ``.factor`` and
+``.original_context_length``, make the engine scale its positions (``rope scaling = yarn`` in its log), and a longer
+``context_length`` lets Ollama ask for it.
+
+``extended_header()`` is pure. ``rewrite()`` makes the new file from the old one in one pass: the digest is computed on the
+way, and holes stay holes. ``place()`` puts the file and a manifest into the store of a server, as the user that owns it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import stat
+import struct
+import tempfile
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from .._ollama import client as ollama_client
+from . import gguf
+
+METHODS = ("yarn",)
+# Qwen's model cards: YaRN is validated up to a factor of 4, that is 131,072 tokens; the native context is 32,768 where
+# the header says 40,960 (max_position_embeddings leaves room for the answer).
+LARGEST_FACTOR = 4.0
+NATIVE_CONTEXT = {"qwen2": 32768, "qwen3": 32768, "qwen3moe": 32768}
+TRAINED_CONTEXTS = (32768, 40960)
+MODEL_LAYER = "application/vnd.ollama.image.model"
+BLOCK = 8 * 1024 * 1024
+MARGIN_BYTES = 256 * 1024 * 1024
+
+
+class ExtensionError(Exception):
+    """A context that cannot be extended; the text is for the operator."""
+
+
+class Extension(NamedTuple):
+    """What is declared: the method and the factor by which the native context grows."""
+
+    method: str
+    factor: float
+
+    @property
+    def text(self) -> str:
+        """Part of a model's name in the store, such as ``yarn2`` or ``yarn2.5``."""
+        return f"{self.method}{self.factor:g}"
+
+
+def declared(entry: Any, where: str = "") -> Extension | None:
+    """The extension that ``context_extension`` of a declaration asks for, checked; None for None."""
+    if entry is None:
+        return None
+    if not isinstance(entry, dict) or set(entry) != {"method", "factor"}:
+        raise ExtensionError(f"{where}context_extension is {str(entry)[:80]}; a dictionary of method and factor was wanted.")
+    if entry["method"] not in METHODS:
+        raise ExtensionError(f"{where}context_extension.method is '{entry['method']}'; it has to be one of {', '.join(METHODS)}.")
+    try:
+        factor = float(entry["factor"])
+    except (TypeError, ValueError):
+        factor = 0.0
+    if not 1.0 < factor <= LARGEST_FACTOR:
+        raise ExtensionError(
+            f"{where}context_extension.factor is {str(entry['factor'])[:20]}; a number above 1 and up to {LARGEST_FACTOR:g} was wanted: Qwen's models"
+            " are validated up to 4."
+        )
+    return Extension(entry["method"], factor)
+
+
+def changes(header: dict[str, Any], extension: Extension) -> dict[str, Any]:
+    """The header's keys that the extension sets: {name: value}. ExtensionError where it would be wrong for the model."""
+    keys, source = header["keys"], header["source"]
+    architecture = keys.get("general.architecture")
+    native = NATIVE_CONTEXT.get(str(architecture))
+    if native is None:
+        raise ExtensionError(
+            f"{source} is of the architecture {architecture}; a context can be extended by {extension.method} for {', '.join(sorted(NATIVE_CONTEXT))} only."
+            " Take context_extension out of the declaration, or use a GGUF that carries its scaling."
+        )
+    carried = keys.get(f"{architecture}.rope.scaling.type")
+    if carried not in (None, "none"):
+        raise ExtensionError(
+            f"{source} already carries rope scaling ({carried}, context_length {keys.get(f'{architecture}.context_length')});"
+            " take context_extension out of the declaration."
+        )
+    trained = keys.get(f"{architecture}.context_length")
+    if trained not in TRAINED_CONTEXTS:
+        raise ExtensionError(
+            f"{source} has a trained context of {trained}; YaRN is known to be right for {architecture} models of"
+            f" {' or '.join(str(one) for one in TRAINED_CONTEXTS)} tokens only. Set num_ctx up to {trained} without context_extension."
+        )
+    return {
+        f"{architecture}.context_length": int(native * extension.factor),
+        f"{architecture}.rope.scaling.type": extension.method,
+        f"{architecture}.rope.scaling.factor": float(extension.factor),
+        f"{architecture}.rope.scaling.original_context_length": native,
+    }
+
+
+def extended_header(header: dict[str, Any], extension: Extension) -> dict[str, Any]:
+    """The header (shape: ``_plan.gguf``) of the same weights with the extension; bytes and sizes follow where they are known."""
+    wanted = changes(header, extension)
+    extended = {**header, "keys": {**header["keys"], **wanted}}
+    if header["raw"] is None:
+        return extended
+    raw = replaced(header["raw"], wanted, str(header["source"]))
+    alignment = header["keys"].get("general.alignment", 32)
+    header_bytes = -(-len(raw) // alignment) * alignment
+    moved = header_bytes - header["header_bytes"]
+    return {**extended, "raw": raw, "header_bytes": header_bytes, "file_bytes": header["file_bytes"] + moved}
+
+
+def replaced(raw: bytes, wanted: dict[str, Any], what: str) -> bytes:
+    """The header's bytes with some keys set: others keep their bytes and their order, the set ones stand at the end."""
+    version, tensors, count = struct.unpack_from("<IQQ", raw, 4)
+    spans, end = _spans(raw, count, what)
+    kept = [raw[start:stop] for name, start, stop in spans if name not in wanted]
+    added = [gguf.encode_key(name, value) for name, value in wanted.items()]
+    head = struct.pack("<4sIQQ", b"GGUF", version, tensors, len(kept) + len(added))
+    return b"".join([head, *kept, *added, raw[end:]])
+
+
+def _spans(raw: bytes, count: int, what: str) -> tuple[list[tuple[str, int, int]], int]:
+    """Where each key stands: (name, first byte, byte behind it), and where the tensors begin."""
+    found = []
+    source = gguf.whole_bytes(raw, what)
+    source.at = 24
+    for _index in range(count):
+        start = source.at
+        name = source.string(gguf.MAX_KEY_LENGTH)
+        gguf.read_value(source, source.take("I", 4))
+        found.append((name, start, source.at))
+    return found, source.at
+
+
+# --- the file ---
+
+
+def rewrite(path: str, folder: str, extension: Extension) -> tuple[str, int]:
+    """Write the extended file as ``folder/sha256-<digest>``; (``sha256:<digest>``, its bytes). One pass; holes stay holes.
+
+    Nothing is left where it fails. The same file and extension give the same digest.
+    """
+    header = gguf.read_file(path)
+    extended = extended_header(header, extension)
+    about = os.stat(path)
+    _check_room(folder, about.st_blocks * 512 + len(extended["raw"]))
+    head = extended["raw"].ljust(extended["header_bytes"], b"\0")
+    handle, part = tempfile.mkstemp(prefix=".extended-", dir=folder)
+    try:
+        with open(path, "rb", buffering=0) as source, os.fdopen(handle, "wb", buffering=0) as target:
+            hasher = hashlib.sha256(head)
+            _write(target, head)
+            _copy(source, target, header["header_bytes"], about.st_size, hasher)
+            target.truncate(len(head) + about.st_size - header["header_bytes"])
+            os.fchmod(target.fileno(), 0o644)
+            os.fsync(target.fileno())
+        digest = hasher.hexdigest()
+        os.rename(part, os.path.join(folder, f"sha256-{digest}"))
+    except OSError as error:
+        raise ExtensionError(f"{path} could not be written with a longer context into {folder}: {error.strerror or error}.") from error
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(part)
+    return f"sha256:{digest}", len(head) + about.st_size - header["header_bytes"]
+
+
+def _check_room(folder: str, needed: int) -> None:
+    room = os.statvfs(folder)
+    free = room.f_bavail * room.f_frsize
+    if free < needed + MARGIN_BYTES:
+        raise ExtensionError(
+            f"{folder} has {free >> 20:,} MiB free; {(needed + MARGIN_BYTES) >> 20:,} MiB are needed, since a longer context is written"
+            " beside the model that it is made from. Free that room, or take context_extension out of the declaration."
+        )
+
+
+def _copy(source: Any, target: Any, start: int, end: int, hasher: Any) -> None:
+    """Append [start, end) of *source* to *target*; a hole is hashed as zeros and skipped."""
+    zeros = bytes(BLOCK)
+    for first, last, hole in _extents(source.fileno(), start, end):
+        if hole:
+            target.seek(last - first, os.SEEK_CUR)
+            left = last - first
+            while left:
+                step = min(left, BLOCK)
+                hasher.update(zeros if step == BLOCK else zeros[:step])
+                left -= step
+            continue
+        source.seek(first)
+        left = last - first
+        while left:
+            block = source.read(min(left, BLOCK))
+            if not block:
+                raise OSError(5, f"it ended {left:,} bytes early")
+            hasher.update(block)
+            _write(target, block)
+            left -= len(block)
+
+
+def _write(target: Any, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[target.write(view) :]
+
+
+def _extents(descriptor: int, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
+    """(first, last, whether it is a hole) over [start, end), in order, without a gap."""
+    at = start
+    while at < end:
+        try:
+            data = min(os.lseek(descriptor, at, os.SEEK_DATA), end)
+        except OSError:  # ENXIO: nothing but a hole up to the end
+            data = end
+        if data > at:
+            yield at, data, True
+        if data == end:
+            return
+        at = min(os.lseek(descriptor, data, os.SEEK_HOLE), end)
+        yield data, at, False
+
+
+# --- the store ---
+
+
+def place(models_dir: str, base: str, name: str, extension: Extension) -> dict[str, Any]:
+    """Put the extended *base* into the store as *name*; what was written: {"digest": of the weights, "bytes": n}.
+
+    The manifest is the base's with other weights, so template, parameters and license stay. It is written last, and the
+    work is done as the owner of the store, whose folders nobody else may write. ExtensionError says what was in the way.
+    """
+    owner = _owner(models_dir)
+    if os.geteuid() in (0, owner.st_uid) and os.geteuid() != owner.st_uid:
+        return _as_user(owner.st_uid, owner.st_gid, lambda: _place(models_dir, base, name, extension))
+    return _place(models_dir, base, name, extension)
+
+
+def _owner(models_dir: str) -> os.stat_result:
+    try:
+        about = os.lstat(os.path.join(models_dir, "blobs"))
+    except OSError as error:
+        raise ExtensionError(f"{models_dir}/blobs cannot be read: {error.strerror}. Name the folder of the server's models.") from error
+    if not stat.S_ISDIR(about.st_mode):
+        raise ExtensionError(f"{models_dir}/blobs is no folder; the store of a server was wanted.")
+    return about
+
+
+def _place(models_dir: str, base: str, name: str, extension: Extension) -> dict[str, Any]:
+    manifest = _manifest(models_dir, base)
+    weights = [layer for layer in manifest["layers"] if layer["mediaType"] == MODEL_LAYER]
+    if len(weights) != 1:
+        raise ExtensionError(f"{base} has {len(weights)} files of weights; a context can be extended for a model of one file.")
+    blobs = os.path.join(models_dir, "blobs")
+    digest, size = rewrite(os.path.join(blobs, weights[0]["digest"].replace(":", "-")), blobs, extension)
+    layers = [{**layer, "digest": digest, "size": size} if layer is weights[0] else layer for layer in manifest["layers"]]
+    path = _manifest_path(models_dir, name)
+    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+    handle, part = tempfile.mkstemp(dir=os.path.dirname(path))
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as target:
+            json.dump({**manifest, "layers": layers}, target, separators=(",", ":"))
+            target.flush()
+            os.fchmod(target.fileno(), 0o644)
+            os.fsync(target.fileno())
+        os.rename(part, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(part)
+    return {"digest": digest, "bytes": size}
+
+
+def _manifest_path(models_dir: str, name: str) -> str:
+    parts = ollama_client.parse_name(name)
+    return os.path.join(models_dir, "manifests", parts.host, parts.namespace, parts.model, parts.tag)
+
+
+def _manifest(models_dir: str, name: str) -> dict[str, Any]:
+    path = _manifest_path(models_dir, name)
+    try:
+        with open(path, encoding="utf-8") as handle:
+            manifest = json.load(handle)
+        for layer in manifest["layers"]:
+            layer["mediaType"], layer["digest"].replace(":", "-")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ExtensionError(f"{path} is no manifest of {name} that can be read ({error}). Pull {name} again.") from error
+    return manifest
+
+
+def _as_user(uid: int, gid: int, work: Any) -> dict[str, Any]:
+    """Do *work* in a child that is *uid* for good, and return what it returns."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        try:
+            os.setgroups([])
+            os.setresgid(gid, gid, gid)
+            os.setresuid(uid, uid, uid)
+            told = {"result": work()}
+        except (ExtensionError, gguf.GgufError) as error:
+            told = {"error": str(error)}
+        except BaseException as error:  # noqa: BLE001  the child has nobody else to tell
+            told = {"error": f"{type(error).__name__}: {error}"}
+        with os.fdopen(writer, "w", encoding="utf-8") as pipe:
+            json.dump(told, pipe)
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, encoding="utf-8") as pipe:
+        text = pipe.read()
+    os.waitpid(child, 0)
+    told = json.loads(text) if text else {"error": "the process that wrote it was killed; look for memory or a full disk."}
+    if "error" in told:
+        raise ExtensionError(told["error"])
+    return told["result"]
