@@ -58,6 +58,19 @@ options:
       num_batch:
         description: Tokens of a batch. Default is what Ollama would choose by its own rule.
         type: int
+      context_extension:
+        description: Plan the model with a longer context, as O(gpufleet.llm.ollama_model#module:context_extension) makes it.
+        type: dict
+        suboptions:
+          method:
+            description: The scaling.
+            type: str
+            choices: [yarn]
+            required: true
+          factor:
+            description: By how much the native context grows, above 1 and up to 4.
+            type: float
+            required: true
       metadata:
         description: GGUF keys with C(tensors), a list of C(name), C(type) and C(shape) as C(/api/show) gives it, and C(file_bytes).
         type: dict
@@ -252,8 +265,9 @@ from ansible.module_utils.common.respawn import has_respawned, respawn_module
 
 from ansible_collections.gpufleet.llm.plugins.module_utils._gpu import nvml
 from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import client as ollama_client
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import extension
+from ansible_collections.gpufleet.llm.plugins.module_utils._plan import context_extension, formula, gguf
 from ansible_collections.gpufleet.llm.plugins.module_utils._plan import dry_run as plan_dry_run
-from ansible_collections.gpufleet.llm.plugins.module_utils._plan import formula, gguf
 from ansible_collections.gpufleet.llm.plugins.module_utils._plan import plan as plan_plan
 
 SOURCES = ("metadata", "gguf", "url", "ref", "from_server")
@@ -272,13 +286,17 @@ MODEL = {
     "kv_cache_type": {"type": "str", "default": "f16", "choices": list(formula.KV_TYPES)},
     "flash_attention": {"type": "bool", "default": True},
     "num_batch": {"type": "int"},
+    "context_extension": {
+        "type": "dict",
+        "options": {"method": {"type": "str", "choices": ["yarn"], "required": True}, "factor": {"type": "float", "required": True}},
+    },
     "metadata": {"type": "dict"},
     "gguf": {"type": "path"},
     "url": {"type": "str"},
     "ref": {"type": "str"},
     "from_server": {"type": "str"},
 }
-ERRORS = (plan_plan.PlanError, formula.VramError, gguf.GgufError, ollama_client.OllamaError, plan_dry_run.DryRunError)
+ERRORS = (extension.ExtensionError, plan_plan.PlanError, formula.VramError, gguf.GgufError, ollama_client.OllamaError, plan_dry_run.DryRunError)
 
 
 def wish_of(model, client, headers):
@@ -292,6 +310,8 @@ def wish_of(model, client, headers):
     if header is None:
         header = header_of(source[0], source[1], client)
         headers.append((source, header))
+    if model["context_extension"]:
+        header = context_extension.extended_header(header, extension.declared(model["context_extension"], f"Model {name}: "))
     settings = ("num_ctx", "num_parallel", "kv_cache_type", "flash_attention", "num_batch")
     return {"name": name, "header": header, "gguf": model["gguf"], **{key: model[key] for key in settings}}
 

@@ -37,6 +37,7 @@ class Entry:
         "renderer",
         "parser",
         "quantize",
+        "context_extension",
         "base_digest",
         "pull",
         "insecure",
@@ -274,6 +275,7 @@ def plan_models(
                 **source,
                 "num_ctx": parameters.get("num_ctx", num_ctx),
                 "num_batch": parameters.get("num_batch"),
+                "context_extension": root.extension._asdict() if root.extension else None,
             }
             wish.update(num_parallel=num_parallel, kv_cache_type=kv_cache_type, flash_attention=flash_attention)
             wishes.append({key: value for key, value in wish.items() if value is not None})

@@ -24,56 +24,19 @@ import stat
 import struct
 import tempfile
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
-from .._ollama import client as ollama_client
+from .._ollama import names
+from .._ollama.extension import Extension, ExtensionError
 from . import gguf
 
-METHODS = ("yarn",)
-# Qwen's model cards: YaRN is validated up to a factor of 4, that is 131,072 tokens; the native context is 32,768 where
-# the header says 40,960 (max_position_embeddings leaves room for the answer).
-LARGEST_FACTOR = 4.0
+# Qwen's model cards: the native context is 32,768 where the header says 40,960 (max_position_embeddings leaves room for
+# the answer).
 NATIVE_CONTEXT = {"qwen2": 32768, "qwen3": 32768, "qwen3moe": 32768}
 TRAINED_CONTEXTS = (32768, 40960)
 MODEL_LAYER = "application/vnd.ollama.image.model"
 BLOCK = 8 * 1024 * 1024
 MARGIN_BYTES = 256 * 1024 * 1024
-
-
-class ExtensionError(Exception):
-    """A context that cannot be extended; the text is for the operator."""
-
-
-class Extension(NamedTuple):
-    """What is declared: the method and the factor by which the native context grows."""
-
-    method: str
-    factor: float
-
-    @property
-    def text(self) -> str:
-        """Part of a model's name in the store, such as ``yarn2`` or ``yarn2.5``."""
-        return f"{self.method}{self.factor:g}"
-
-
-def declared(entry: Any, where: str = "") -> Extension | None:
-    """The extension that ``context_extension`` of a declaration asks for, checked; None for None."""
-    if entry is None:
-        return None
-    if not isinstance(entry, dict) or set(entry) != {"method", "factor"}:
-        raise ExtensionError(f"{where}context_extension is {str(entry)[:80]}; a dictionary of method and factor was wanted.")
-    if entry["method"] not in METHODS:
-        raise ExtensionError(f"{where}context_extension.method is '{entry['method']}'; it has to be one of {', '.join(METHODS)}.")
-    try:
-        factor = float(entry["factor"])
-    except (TypeError, ValueError):
-        factor = 0.0
-    if not 1.0 < factor <= LARGEST_FACTOR:
-        raise ExtensionError(
-            f"{where}context_extension.factor is {str(entry['factor'])[:20]}; a number above 1 and up to {LARGEST_FACTOR:g} was wanted: Qwen's models"
-            " are validated up to 4."
-        )
-    return Extension(entry["method"], factor)
 
 
 def changes(header: dict[str, Any], extension: Extension) -> dict[str, Any]:
@@ -279,7 +242,7 @@ def _place(models_dir: str, base: str, name: str, extension: Extension) -> dict[
 
 
 def _manifest_path(models_dir: str, name: str) -> str:
-    parts = ollama_client.parse_name(name)
+    parts = names.parse_name(name)
     return os.path.join(models_dir, "manifests", parts.host, parts.namespace, parts.model, parts.tag)
 
 

@@ -14,10 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import extension as declared_extension
 from ansible_collections.gpufleet.llm.plugins.module_utils._plan import context_extension as extension
 from ansible_collections.gpufleet.llm.plugins.module_utils._plan import gguf
 
-YARN2 = extension.Extension("yarn", 2.0)
+YARN2 = declared_extension.Extension("yarn", 2.0)
 KEYS = {
     "general.architecture": "qwen3",
     "qwen3.context_length": 40960,
@@ -124,7 +125,7 @@ def test_any_layout_of_data_and_holes_gives_the_bytes_behind_another_header(tmp_
 )
 def test_models_for_which_it_is_wrong_are_refused_and_nothing_is_written(tmp_path, keys, told):
     path = model(tmp_path / "m.gguf", keys)
-    with pytest.raises(extension.ExtensionError, match=told):
+    with pytest.raises(declared_extension.ExtensionError, match=told):
         extension.rewrite(str(path), str(tmp_path), YARN2)
     assert os.listdir(tmp_path) == ["m.gguf"]
 
@@ -137,7 +138,7 @@ def test_a_scaling_of_none_is_replaced(tmp_path):
 def test_no_room_is_told_before_anything_is_written(tmp_path, monkeypatch):
     path = model(tmp_path / "m.gguf")
     monkeypatch.setattr(extension, "MARGIN_BYTES", 1 << 60)
-    with pytest.raises(extension.ExtensionError, match="MiB free; .* are needed"):
+    with pytest.raises(declared_extension.ExtensionError, match="MiB free; .* are needed"):
         extension.rewrite(str(path), str(tmp_path), YARN2)
     assert os.listdir(tmp_path) == ["m.gguf"]
 
@@ -176,14 +177,14 @@ def test_given_keys_are_extended_without_bytes():
     ],
 )
 def test_what_cannot_be_declared(entry, told):
-    with pytest.raises(extension.ExtensionError, match=told):
-        extension.declared(entry)
+    with pytest.raises(declared_extension.ExtensionError, match=told):
+        declared_extension.declared(entry)
 
 
 def test_what_can_be_declared():
-    assert extension.declared(None) is None
-    assert extension.declared({"method": "yarn", "factor": "2"}) == YARN2
-    assert (YARN2.text, extension.Extension("yarn", 2.5).text) == ("yarn2", "yarn2.5")
+    assert declared_extension.declared(None) is None
+    assert declared_extension.declared({"method": "yarn", "factor": "2"}) == YARN2
+    assert (YARN2.text, declared_extension.Extension("yarn", 2.5).text) == ("yarn2", "yarn2_5")
 
 
 # --- the store ---
@@ -220,7 +221,7 @@ def test_the_model_is_placed_beside_its_base_with_its_other_layers(tmp_path):
 )
 def test_a_manifest_that_cannot_be_used(tmp_path, text, told):
     (store(tmp_path) / "14b").write_text(text)
-    with pytest.raises(extension.ExtensionError, match=told):
+    with pytest.raises(declared_extension.ExtensionError, match=told):
         extension.place(str(tmp_path), "qwen3:14b", "qwen3:x", YARN2)
 
 
@@ -238,5 +239,5 @@ def test_root_works_as_the_owner_of_the_store(tmp_path):
     assert (manifests / "long").stat().st_uid == nobody.pw_uid
     (manifests / "14b").unlink()
     (manifests / "14b").symlink_to("/etc/shadow")
-    with pytest.raises(extension.ExtensionError, match="Permission denied"):
+    with pytest.raises(declared_extension.ExtensionError, match="Permission denied"):
         extension.place(str(tmp_path), "qwen3:14b", "qwen3:long", YARN2)
