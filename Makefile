@@ -71,6 +71,23 @@ test-fast: setup ## Lint of what has changed and the unit tests but the slow one
 test-full: setup ## All of it, with the long scenarios
 	@tools/test full
 
+JOBS ?= 1
+.PHONY: long
+long: setup ## The long scenarios whose inputs have changed since they were last green; JOBS=2 for two at a time
+	@$(BIN)/python tools/long run --jobs $(JOBS)
+
+.PHONY: long-status
+long-status: setup ## When each long scenario was last green
+	@$(BIN)/python tools/long status
+
+SEED ?= 1
+SAMPLE ?= 60
+PACKAGES ?=
+.PHONY: mutate
+mutate: setup .venv-mutate/.complete ## Plant mistakes in the packages and see whether a test fails (hours); SEED=2, SAMPLE=60, PACKAGES="plan guard_policy"
+	@$(BIN)/python tools/mutate run --seed $(SEED) --sample $(SAMPLE) $(PACKAGES)
+	@$(BIN)/python tools/mutate report --write
+
 SCENARIO ?= default
 .PHONY: scenario
 scenario: setup ## One Molecule scenario, SCENARIO=default; LAB_PLATFORM=ubuntu2404 makes its host another system

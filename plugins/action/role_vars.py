@@ -1,21 +1,22 @@
 # Copyright (c) 2026, gpufleet.llm maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Controller side of gpufleet.llm.role_vars: compare the host's variables with a role's argument_specs."""
+"""Controller side of gpufleet.llm.role_vars: hold the host's variables against a role's options and their bounds."""
 
 from __future__ import annotations
 
 import difflib
-import os
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
+
+from ansible_collections.gpufleet.llm.plugins.plugin_utils import role_options
 
 
 class ActionModule(ActionBase):
     """Runs on the controller; never opens a connection to the host."""
 
-    _VALID_ARGS = frozenset(("role", "others"))
+    _VALID_ARGS = frozenset(("role", "others", "bounds"))
     TRANSFERS_FILES = False
 
     def run(self, tmp=None, task_vars=None):
@@ -24,26 +25,32 @@ class ActionModule(ActionBase):
             argument_spec={
                 "role": {"type": "str", "required": True},
                 "others": {"type": "list", "elements": "str", "default": []},
+                "bounds": {"type": "dict", "default": {}},
             }
         )[1]
-        role, others = args["role"], args["others"]
-        known = self._options(role)
-        longer = tuple(f"{name}_" for name in others)
-        unknown = sorted(name for name in (task_vars or {}) if name.startswith(f"{role}_") and not name.startswith(longer) and name not in known)
+        role, variables = args["role"], task_vars or {}
+        try:
+            known = role_options.options(self._loader, role)
+        except role_options.RoleError as error:
+            raise AnsibleActionFail(str(error)) from error
+        unknown = _unknown(role, variables, args["others"], known)
+        problems = [_sentence(name, known, role) for name in unknown]
+        for name, bound in args["bounds"].items():
+            if name in variables:
+                value = self._templar.template(variables[name]) if self._templar else variables[name]
+                problems.append(role_options.bound_problem(name, value, bound))
+        problems = [one for one in problems if one]
         result.update(changed=False, unknown=unknown)
-        if unknown:
+        if problems:
             result["failed"] = True
-            result["msg"] = " ".join(_sentence(name, known, role) for name in unknown)
+            result["msg"] = " ".join([*problems, "Nothing was changed."])
         return result
 
-    def _options(self, role):
-        """Names that meta/argument_specs.yml of the role documents, over all its entry points."""
-        roles_dir = os.path.join(os.path.dirname(__file__), "..", "..", "roles")
-        path = os.path.join(roles_dir, role, "meta", "argument_specs.yml")
-        if not os.path.isfile(path):
-            raise AnsibleActionFail(f"gpufleet.llm has no role '{role}' with argument specs; give the name of one of its roles.")
-        specs = self._loader.load_from_file(path, cache="all")["argument_specs"]
-        return {name for entry in specs.values() for name in entry.get("options", {})}
+
+def _unknown(role, variables, others, known):
+    """Variables that begin like the role's and are none of its options."""
+    longer = tuple(f"{name}_" for name in others)
+    return sorted(name for name in variables if name.startswith(f"{role}_") and not name.startswith(longer) and name not in known)
 
 
 def _sentence(name, known, role):

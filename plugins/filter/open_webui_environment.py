@@ -9,10 +9,10 @@ from ansible.errors import AnsibleFilterError
 from ansible_collections.gpufleet.llm.plugins.module_utils._open_webui import environment
 
 
-def open_webui_environment(settings, extra=None, owned=None):
+def open_webui_environment(settings, extra=None, owned=None, release=environment.names.RELEASE):
     """Environment of Open WebUI, checked; see DOCUMENTATION beside this file."""
     try:
-        return environment.render(dict(settings), dict(extra or {}), dict(owned or {}))
+        return environment.render(dict(settings), dict(extra or {}), dict(owned or {}), release)
     except environment.EnvError as error:
         raise AnsibleFilterError(str(error)) from error
 

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 from ansible.errors import AnsibleFilterError
 
-from ansible_collections.gpufleet.llm.plugins.module_utils._open_webui import client as open_webui_client
+from ansible_collections.gpufleet.llm.plugins.module_utils._open_webui import declared
+from ansible_collections.gpufleet.llm.plugins.module_utils._open_webui.client import OpenWebuiError
 
 
-def open_webui_models(given, declared=()):
+def open_webui_models(given, models=()):
     try:
-        return open_webui_client.page_models(given, declared)
-    except open_webui_client.OpenWebuiError as error:
+        return declared.page_models(given, models)
+    except OpenWebuiError as error:
         raise AnsibleFilterError(str(error)) from error
 
 

@@ -9,10 +9,10 @@ from ansible.errors import AnsibleFilterError
 from ansible_collections.gpufleet.llm.plugins.module_utils._open_webui import environment as open_webui_environment
 
 
-def open_webui_secret_environment(extra, owned=None):
+def open_webui_secret_environment(extra, owned=None, release=open_webui_environment.names.RELEASE):
     """Secret environment of Open WebUI, checked; see DOCUMENTATION beside this file."""
     try:
-        return open_webui_environment.render_secrets(dict(extra or {}), dict(owned or {}))
+        return open_webui_environment.render_secrets(dict(extra or {}), dict(owned or {}), release)
     except open_webui_environment.EnvError as error:
         raise AnsibleFilterError(str(error)) from error
 

@@ -76,11 +76,13 @@ memory_mib:
   returned: always
   sample: {total: 64000, available: 60000}
 paths:
-  description: For each path its kind (file, directory, link, other, absent), link target, owner, group, mode, size in bytes and free space in MiB.
+  description:
+    For each path its kind (file, directory, link, other, absent), link target, owner, group, mode, size in bytes and free space in MiB;
+    refusal is empty, or says through which link in the path somebody else than root could lead root elsewhere.
   type: dict
   returned: always
   sample:
-    /opt/ollama/current: {kind: link, target: 0.32.15, owner: root, group: root, mode: "0777", size: 7, free_mib: 51200}
+    /opt/ollama/current: {kind: link, target: 0.32.15, owner: root, group: root, mode: "0777", size: 7, free_mib: 51200, refusal: ""}
 listeners:
   description: For each port the listening sockets with address, pid, command and systemd unit.
   type: dict

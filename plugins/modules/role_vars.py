@@ -8,11 +8,12 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: role_vars
-short_description: Refuse variables that look like a role's but are none of its options
+short_description: Refuse variables that a role does not know or cannot use
 version_added: 0.1.0
 description:
   - Every variable of the host that starts with the role's name and an underscore has to be an option in the role's C(meta/argument_specs.yml).
   - Role argument validation refuses wrong types, but it does not see a misspelt name. This module does.
+  - With O(bounds), every value that is out of its bounds is named by itself.
   - It runs on the controller and opens no connection to the host.
 author:
   - The gpufleet.llm maintainers (@gpufleet)
@@ -37,12 +38,22 @@ options:
     type: list
     elements: str
     default: []
+  bounds:
+    description:
+      - What values variables may have, by name. A variable that is not set is not checked.
+      - V(min) and V(max) are for whole numbers; with V(values) set, for each value of a dictionary and of the dictionaries in it.
+      - V(match) is a regular expression for the whole text, or for each element of a list; V(count) is the least number of elements.
+      - V(null) allows null. V(wanted) says in words what is wanted, V(because) why.
+    type: dict
+    default: {}
 """
 
 EXAMPLES = r"""
-- name: Refuse unknown variables
+- name: Refuse unknown variables and numbers that are out of range
   gpufleet.llm.role_vars:
     role: ollama
+    bounds:
+      ollama_port: {min: 1, max: 65535}
 """
 
 RETURN = r"""

@@ -116,8 +116,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 class Gateway:
     """One nginx with the role's configuration."""
 
-    def __init__(self, folder, tree, **wishes):
-        self.folder, self.tree = folder, tree
+    def __init__(self, folder, tree, workers=2, **wishes):
+        self.folder, self.tree, self.workers = folder, tree, workers
         self.port, self.http_port = free_port(), free_port()
         for name in ("conf", "program", "tls", "run"):
             (folder / name).mkdir(parents=True, exist_ok=True)
@@ -179,7 +179,7 @@ class Gateway:
                 "syslog:server=unix:/dev/log,nohostname,tag=gpufleet_gateway_error error": f"{self.folder}/error.log error",
                 "syslog:server=unix:/dev/log,nohostname,tag=gpufleet_gateway": f"{self.folder}/access.log",
                 "user www-data;": "user root;" if os.getuid() == 0 else "",
-                "worker_processes auto;": "worker_processes 2;",
+                "worker_processes auto;": f"worker_processes {self.workers};",
                 "http {\n": "http {\n"
                 + "".join(f"    {kind}_temp_path {self.folder}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")),
             }.items():

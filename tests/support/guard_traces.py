@@ -23,7 +23,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(HERE.parents[1] / ".collections"))
 
 from ansible_collections.gpufleet.llm.plugins.module_utils._guard import policy as guard_policy  # noqa: E402
-from ansible_collections.gpufleet.llm.plugins.module_utils._guard import program as guard_program
+from ansible_collections.gpufleet.llm.plugins.module_utils._guard import state, tick
 
 TRACES = HERE.parent / "traces"
 PAGE = HERE.parents[1] / "docs" / "guides" / "vram_guard.md"
@@ -214,14 +214,14 @@ class OurGuard:
         if trace.get("new"):
             return None
         history = dict(guard_policy.fresh(), mode="act")
-        return guard_program.dump_state(history, {"wall": WALL - 15, "mono": 985.0, "boot": "boot-1"}, {})
+        return state.dump_state(history, {"wall": WALL - 15, "mono": 985.0, "boot": "boot-1"}, {})
 
     @staticmethod
     def tick(text, sample, plan, clock, settings):
-        history, now, step, _trouble = guard_program.parse_state(text, clock)
+        history, now, step, _trouble = state.parse_state(text, clock)
         sample = dict(sample, clock_step_s=step)
-        decision, history = guard_program.think(history, sample, plan, {"settings": settings}, now, "act")
-        return guard_program.dump_state(history, clock, {}), decision
+        decision, history = tick.think(history, sample, plan, {"settings": settings}, now, "act")
+        return state.dump_state(history, clock, {}), decision
 
 
 class GuardOfTheWeb:

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 BOOLEANS = ("true", "false", "yes", "no")
@@ -43,10 +43,15 @@ RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("cuda_toolkit", _matches(r"[0-9]+-[0-9]+", empty=True), "a release as packages name it, such as 13-0, or nothing"),
     (
         "cuda_repo_url",
-        _matches(r"https?://[^/]+.*"),
+        _matches(r"https?://[A-Za-z0-9._~:/%+-]+"),
         "the address of NVIDIA's repositories or of a mirror, such as https://mirror.example.org/cuda",
     ),
     ("cuda_repo_key_fingerprints", _fingerprints, "fingerprints of 40 hexadecimal digits, at least one"),
+    (
+        "cuda_repo_key_checksum",
+        _matches(r"[0-9A-Fa-f]{64}", empty=True),
+        "a SHA-256 of 64 hexadecimal digits, or nothing",
+    ),
     ("cuda_power_limit_w", _matches(r"[0-9]+"), "a whole number of watts, or 0 for the card's own limit"),
     ("cuda_reboot", _reboot, "null (report and stop), true or false"),
     (
@@ -56,7 +61,7 @@ RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ),
     (
         "cuda_venv",
-        _matches(r"/[^/]+/.+"),
+        _matches(r"(/[A-Za-z0-9_][A-Za-z0-9._-]*){2,}"),
         "an absolute path of at least two folders, as the role makes and remakes what is there. "
         "The default is /opt/gpufleet/venv",
     ),
@@ -70,10 +75,18 @@ def problems(settings: dict[str, Any]) -> list[str]:
         for name, valid, wanted in RULES
         if not valid(settings[name])
     ]
-    return found + list(_expected_gpus(settings["cuda_expected_gpus"]))
+    return [*found, *_plain_mirror(settings), *_expected_gpus(settings["cuda_expected_gpus"])]
 
 
-def _expected_gpus(gpus: Iterable[dict[str, Any]]) -> Iterable[str]:
+def _plain_mirror(settings: dict[str, Any]) -> Iterator[str]:
+    if str(settings["cuda_repo_url"]).startswith("http:") and not settings["cuda_repo_key_checksum"]:
+        yield (
+            f"cuda_repo_url is '{settings['cuda_repo_url']}', an address without TLS; wanted is https, or the SHA-256 "
+            f"of its cuda-archive-keyring.gpg in cuda_repo_key_checksum."
+        )
+
+
+def _expected_gpus(gpus: Iterable[dict[str, Any]]) -> Iterator[str]:
     if any(int(entry.get("count", 1)) < 1 for entry in gpus):
         yield (
             "cuda_expected_gpus has a count below 1; wanted is 1 or more. "

@@ -35,9 +35,11 @@ from .._driver import plan as driver_plan
 from .._driver import problems as driver_problems
 from .._driver import state as driver_state
 from .._gpu import sample
-from .._guard import program as guard_program
+from .._guard import files as guard_files
+from .._guard import state as guard_state
 from .._host import listeners, paths, units
 from .._ollama import client as ollama_client
+from .._ollama import names as ollama_names
 
 LOOPBACK = ("127.", "::1", "::ffff:127.")
 HOUR = 3600.0
@@ -138,7 +140,7 @@ def _server(url):
         keys = ("name", "digest", "size", "size_vram", "context_length")
         return {
             "version": client.version(),
-            "models": {ollama_client.short_name(one["name"]): one["digest"] for one in client.tags()},
+            "models": {ollama_names.short_name(one["name"]): one["digest"] for one in client.tags()},
             "loaded": [{key: one.get(key) for key in keys} for one in client.ps()],
             "error": None,
         }
@@ -157,10 +159,10 @@ def _json(path):
 
 
 def _guard_state(guard, now):
-    """{age_s, fence, mode, action, rule, spent: {kind: {hour, day}}, error} of the guard's books."""
+    """{age_s, fence, mode, action, rule, spent: {kind: {hour, day}}, error} of the guard's state file."""
     try:
-        state = json.loads(guard_program.read_text(guard["state_path"]) or "")
-        history, last = guard_program.validated(state["history"]), state["last"]
+        state = json.loads(guard_files.read_text(guard["state_path"]) or "")
+        history, last = guard_state.validated(state["history"]), state["last"]
         clock = history["clock"]
         spent = {kind: {span: sum(one == kind and clock - at < length for at, one in history["spent"]) for span, length in SPANS} for kind in guard["budgets"]}
         return {
@@ -284,13 +286,13 @@ def _models(seen, wants):
     server = seen["ollama"]
     if server["error"]:
         return _verdict("models", "fail", "the server does not answer", "each declared", server["error"])
-    wanted = [ollama_client.short_name(name) for name in wants["models"]]
+    wanted = [ollama_names.short_name(name) for name in wants["models"]]
     problems = [f"{name} is not there" for name in wanted if name not in server["models"]]
     partly = [one for one in server["loaded"] if wants["gpu_required"] and not 0 < (one["size"] or 0) <= (one["size_vram"] or 0)]
     problems += [f"{one['name']} is computed on the CPU, in part or wholly" for one in partly]
-    planned = {ollama_client.short_name(model["name"]): model for model in (seen["plan"] or {}).get("models", ())}
+    planned = {ollama_names.short_name(model["name"]): model for model in (seen["plan"] or {}).get("models", ())}
     for one in server["loaded"]:
-        plan = planned.get(ollama_client.short_name(one["name"]))
+        plan = planned.get(ollama_names.short_name(one["name"]))
         if plan and one["context_length"] and plan["effective_num_ctx"] != one["context_length"]:
             problems.append(f"{one['name']} runs with {one['context_length']} tokens, the plan has {plan['effective_num_ctx']}")
         if one["digest"] and one["digest"] not in server["models"].values():

@@ -17,6 +17,7 @@ from typing import Any
 
 from .distribution import distribution
 from .files import text_or_none
+from .folders import refusal
 from .listeners import listeners
 from .paths import free_mib, path_state
 from .units import Run, systemd_version, units
@@ -42,7 +43,7 @@ def observe(
         "kernel": platform.release(),
         "systemd": systemd_version(run),
         "memory_mib": memory_mib(root),
-        "paths": {path: dict(path_state(path), free_mib=free_mib(path)) for path in paths},
+        "paths": {path: dict(path_state(path), free_mib=free_mib(path), refusal=refusal(path)) for path in paths},
         "listeners": listeners(set(ports), root),
         "units": units(list(unit_names), root, run),
         "commands": {name: shutil.which(name, path=SEARCH_PATH) for name in commands},

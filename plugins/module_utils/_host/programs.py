@@ -20,11 +20,11 @@ import tempfile
 
 PACKAGE = "gpufleet_llm"
 
-# The packages that a program imports, directly or through another one.
+# The packages, and modules beside them, that a program imports, directly or through another one.
 PACKAGES = {
-    "vram_guard": ("_guard", "_gpu", "_host"),
-    "open_webui_retention": ("_open_webui",),
-    "soak": ("_soak", "_guard", "_gpu", "_host", "_ollama"),
+    "vram_guard": ("_guard", "_gpu", "_host", "_stats.py"),
+    "open_webui_retention": ("_open_webui", "_ollama", "_http.py"),
+    "soak": ("_soak", "_guard", "_gpu", "_host", "_ollama", "_http.py", "_stats.py"),
 }
 
 
@@ -42,13 +42,19 @@ def sources(name, root=None):
     root = root or os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     found = {f"{PACKAGE}/__init__.py": ""}
     for package in PACKAGES[name]:
-        for folder, _folders, names in os.walk(os.path.join(root, package)):
-            for one in names:
-                if one.endswith(".py"):
-                    path = os.path.join(folder, one)
-                    with open(path, encoding="utf-8") as handle:
-                        found[f"{PACKAGE}/{os.path.relpath(path, root)}"] = handle.read()
+        for path in _python_files(os.path.join(root, package)):
+            with open(path, encoding="utf-8") as handle:
+                found[f"{PACKAGE}/{os.path.relpath(path, root)}"] = handle.read()
     return found
+
+
+def _python_files(place):
+    """The Python files of a package, or the one that is a module by itself."""
+    if place.endswith(".py"):
+        return [place]
+    return [
+        os.path.join(folder, one) for folder, _folders, names in os.walk(place) for one in names if one.endswith(".py")
+    ]
 
 
 def digest(files):

@@ -13,6 +13,7 @@ the default with a warning. So every key is judged here, before it reaches the h
 from __future__ import annotations
 
 import difflib
+import json
 import re
 
 # key -> kind. 'flag' is a boolean, 'mib' and 'uint' whole numbers, 'duration' Go's or seconds.
@@ -78,6 +79,17 @@ DURATION = re.compile(r"-?(\d+|(\d+(\.\d+)?(ns|us|µs|ms|s|m|h))+)")  # seconds,
 KV_CACHE_TYPES = ("f16", "bf16", "q8_0", "q4_0")
 
 
+# What a value has in it that nothing may show: user and password (or a token) of an address, a header's credentials, a
+# private key; and members of JSON that are named like one.
+CREDENTIALS = re.compile(
+    r"://[^\s/]*@|\bauthorization\W{1,5}(?:bearer|basic|token)\s+\S|-----BEGIN [A-Z ]*PRIVATE KEY-----", re.IGNORECASE
+)
+CREDENTIALS_MEMBER = re.compile(
+    r"(.*[_-])?(api_?key|(access|private|secret)_?key|token|passw(or)?d|secret|credentials?|authorization)",
+    re.IGNORECASE,
+)
+
+
 class EnvError(Exception):
     """A key or value that the server would silently misread; the text is fit for an operator."""
 
@@ -92,7 +104,10 @@ def render(settings, extra=None):
     extra = extra or {}
     for key in extra:
         if key in settings:
-            raise EnvError(f"ollama_environment sets {key}, which the role sets from an option of its own; set that option instead.")
+            raise EnvError(
+                f"ollama_environment sets {key}, which the role sets from an option of its own; set that option "
+                "instead."
+            )
     rendered = {}
     for key, value in {**settings, **extra}.items():
         if value is not None:
@@ -123,16 +138,44 @@ def text_of(key, value):
         text = str(value).strip()
     if "\n" in text or "\x00" in text:
         raise EnvError(f"ollama_environment: the value of {key} has a line break; give one line.")
+    if not PROXY_KEY.fullmatch(key) and carries_credentials(text):
+        raise EnvError(
+            f"ollama_environment: {key} carries credentials, and the server's environment is no place for them; give "
+            "an address that needs none."
+        )
     problem = _PROBLEMS.get(kind, _no_problem)(text)
     if problem:
         raise EnvError(f"ollama_environment: {key} is '{text}'; {problem}")
     # Anything with an @: Go takes a proxy without a scheme too, and a password may hold any character.
     if PROXY_KEY.fullmatch(key) and "@" in text:
         raise EnvError(
-            f"ollama_environment: {key} carries credentials, and the server prints this variable in its log at every start; "
-            "give the address of a proxy that needs none, such as a forwarder on loopback (docs/guides/ollama.md has one)."
+            f"ollama_environment: {key} carries credentials, and the server prints this variable in its log at every "
+            "start; "
+            "give the address of a proxy that needs none, such as a forwarder on loopback (docs/guides/ollama.md has "
+            "one)."
         )
     return text
+
+
+def carries_credentials(value):
+    """Whether a value has a credential in it, whatever its variable is called: text, or lists and dicts of JSON.
+
+    >>> [carries_credentials(one) for one in ("http://me:word@proxy:3128", '{"api_key": "sk-1"}', "me@example.org")]
+    [True, True, False]
+    """
+    if isinstance(value, dict):
+        named = (isinstance(one, str) and one and CREDENTIALS_MEMBER.fullmatch(str(key)) for key, one in value.items())
+        return any(named) or any(carries_credentials(one) for one in value.values())
+    if isinstance(value, (list, tuple)):
+        return any(carries_credentials(one) for one in value)
+    if not isinstance(value, str):
+        return False
+    if value.lstrip()[:1] in ("{", "["):
+        try:
+            return carries_credentials(json.loads(value))
+        except (ValueError, RecursionError):
+            pass
+    return bool(CREDENTIALS.search(value))
 
 
 def _no_problem(_text):
@@ -140,11 +183,17 @@ def _no_problem(_text):
 
 
 def _uint(text):
-    return None if re.fullmatch(r"\d+", text) else "a whole number was wanted (the server would fall back to its default)."
+    return (
+        None if re.fullmatch(r"\d+", text) else "a whole number was wanted (the server would fall back to its default)."
+    )
 
 
 def _flag(text):
-    return None if text in ("0", "1", "true", "false") else "true or false was wanted (the server takes any other word for true)."
+    return (
+        None
+        if text in ("0", "1", "true", "false")
+        else "true or false was wanted (the server takes any other word for true)."
+    )
 
 
 def _duration(text):

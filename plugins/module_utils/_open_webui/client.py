@@ -14,12 +14,11 @@ rewritten before it is stored; valves are replaced as a whole.
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
+
+from .. import _http
 
 # S/utils/plugin.py of 0.12.4, replace_imports(): plain text replacement, in strings and comments too.
 REWRITES = (
@@ -39,38 +38,28 @@ class OpenWebuiError(Exception):
 
 
 class Client:
-    """One server, with or without a token. ``opener`` takes (request, timeout) as the open() of urllib's openers does."""
+    """One server, with or without a token."""
 
-    def __init__(self, url, token=None, timeout=30, opener=None):
+    def __init__(self, url, token=None, timeout=30):
         self.url = url.rstrip("/")
         self.token = token
-        self.timeout = timeout
-        # No proxy of the environment: the server is on this host or in this network.
-        self._open = opener or urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+        self.server = _http.Server(self.url, timeout_s=timeout, connect_timeout_s=timeout, retries=0)
 
     def call(self, method, path, body=None):
         """The decoded JSON answer; OpenWebuiError for everything that is none."""
-        headers = {"Accept": "application/json"}
-        data = None
-        if body is not None:
-            data = json.dumps(body).encode("utf-8")
-            headers["Content-Type"] = "application/json"
-        if self.token:
-            headers["Authorization"] = f"Bearer {self.token}"
-        request = urllib.request.Request(self.url + path, data=data, headers=headers, method=method)
+        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
         try:
-            with self._open(request, timeout=self.timeout) as answer:
-                kind, text = answer.headers.get("Content-Type", ""), answer.read().decode("utf-8", "replace")
-        except urllib.error.HTTPError as error:
-            with error:
-                raise OpenWebuiError(self._refusal(method, path, error.code, error.read()), error.code) from error
-        except (urllib.error.URLError, socket.timeout, OSError) as error:
-            reason = getattr(error, "reason", error)
-            raise OpenWebuiError(f"{self.url} does not answer ({reason}); is open-webui.service active?") from error
-        if "json" not in kind:
-            raise OpenWebuiError(f"{method} {path} answered with a page, not JSON; this Open WebUI has no such route.", 200)
+            response = self.server.send(method, path, body, headers)
+            raw = self.server.read(response)
+        except _http.HttpError as error:
+            raise OpenWebuiError(f"{error} Is open-webui.service active?") from error
+        if response.status >= 300:
+            raise OpenWebuiError(self._refusal(method, path, response.status, raw), response.status)
+        if "json" not in (response.headers.get("Content-Type") or ""):
+            told = f"{method} {path} answered with a page, not JSON; this Open WebUI has no such route."
+            raise OpenWebuiError(told, 200)
         try:
-            return json.loads(text)
+            return json.loads(raw.decode("utf-8", "replace"))
         except ValueError as error:
             raise OpenWebuiError(f"{method} {path} answered with broken JSON ({error}).", 200) from error
 
@@ -190,7 +179,14 @@ def observe_function(client, function_id):
 
 def wanted_function(observed, asked):
     """What the function should be: the keys of ``asked`` that are not None, over what is there."""
-    base = observed or {"name": None, "description": "", "content": None, "active": False, "global": False, "valves": {}}
+    base = observed or {
+        "name": None,
+        "description": "",
+        "content": None,
+        "active": False,
+        "global": False,
+        "valves": {},
+    }
     wanted = {key: base[key] if asked.get(key) is None else asked[key] for key in base}
     if asked.get("content") is not None:
         wanted["content"] = as_stored(asked["content"])
@@ -270,56 +266,6 @@ def put_config(client, values):
 EVERYONE = {"principal_type": "user", "principal_id": "*", "permission": "read"}
 
 
-MODEL_KEYS = ("id", "state", "base", "name", "description", "active", "access", "groups", "capabilities", "params")
-# Options of Ollama's runner, as in roles/open_webui/files/context_filter.py: what a page sends of them comes after the filter and
-# has the model loaded anew.
-RUNNER_OPTIONS = ("keep_alive", "main_gpu", "num_batch", "num_ctx", "num_gpu", "num_thread", "use_mlock", "use_mmap")
-USER_KEYS = ("email", "state", "name", "role", "password", "update_password")
-
-
-def page_models(given, declared=()):
-    """The entries that the page is to have, each complete with id, name, access, capabilities and no option of the runner's that is not asked for.
-
-    ``given`` as an inventory has it (open_webui_models), or None for those of ``declared`` (models_declared of the role models).
-    A model of Ollama's own gets its tag, as the server lists it so. OpenWebuiError for what cannot be meant.
-
-    >>> page_models(None, [{"name": "qwen3-14b-4090"}])[0]["id"]
-    'qwen3-14b-4090:latest'
-    """
-    if given is None:
-        given = [{"id": model["name"]} for model in declared if model.get("state") != "absent"]
-    entries = []
-    for model in given:
-        _known("open_webui_models", model, MODEL_KEYS, "id")
-        entry = {"access": "everyone", "state": "present", **model}
-        entry["base" if entry.get("base") else "id"] = tagged(entry.get("base") or entry["id"])
-        entry.setdefault("name", model["id"])
-        entry["capabilities"] = {"builtin_tools": False, **(model.get("capabilities") or {})}
-        entry["params"] = {**dict.fromkeys(RUNNER_OPTIONS), **(model.get("params") or {})}
-        entries.append(entry)
-    return entries
-
-
-def tagged(name):
-    """The name with the tag that Ollama gives it."""
-    return name if ":" in name.rsplit("/", 1)[-1] else name + ":latest"
-
-
-def page_users(given):
-    """The accounts of an inventory (open_webui_users); OpenWebuiError names what cannot be meant, never a password."""
-    for user in given:
-        _known("open_webui_users", user, USER_KEYS, "email")
-    return list(given)
-
-
-def _known(variable, entry, keys, needed):
-    if not isinstance(entry, dict) or not entry.get(needed):
-        raise OpenWebuiError(f"An entry of {variable} has no {needed}; each needs one. Correct it in the inventory.")
-    unknown = sorted(set(entry) - set(keys))
-    if unknown:
-        raise OpenWebuiError(f"{variable} has {', '.join(unknown)} for {entry[needed]}; known are {', '.join(keys)}. Correct it in the inventory.")
-
-
 def observe_model(client, model_id):
     """What Open WebUI keeps of a model, or None where it has no entry for it.
 
@@ -367,7 +313,16 @@ def group_ids(client):
 
 def wanted_model(observed, asked):
     """What the entry should be: the keys of ``asked`` that are not None, over what is there; of dicts only the keys that are asked for."""
-    base = {"base": None, "name": None, "description": "", "active": True, "access": "administrators", "groups": [], "capabilities": {}, "params": {}}
+    base = {
+        "base": None,
+        "name": None,
+        "description": "",
+        "active": True,
+        "access": "administrators",
+        "groups": [],
+        "capabilities": {},
+        "params": {},
+    }
     base.update({key: observed[key] for key in base if observed})
     wanted = {key: base[key] if asked.get(key) is None else asked[key] for key in base}
     for key in ("capabilities", "params"):
@@ -384,7 +339,11 @@ def put_model(client, model_id, observed, wanted):
         "id": model_id,
         "base_model_id": wanted["base"],
         "name": wanted["name"],
-        "meta": {**(entry.get("meta") or {}), "description": wanted["description"] or None, "capabilities": wanted["capabilities"] or None},
+        "meta": {
+            **(entry.get("meta") or {}),
+            "description": wanted["description"] or None,
+            "capabilities": wanted["capabilities"] or None,
+        },
         "params": wanted["params"],
         "is_active": wanted["active"],
     }
@@ -444,7 +403,11 @@ def all_users(client):
 
 def add_user(client, email, name, role, password):
     """Make an account."""
-    client.call("POST", "/api/v1/auths/add", {"email": email, "name": name, "role": role, "password": password, "profile_image_url": "/user.png"})
+    client.call(
+        "POST",
+        "/api/v1/auths/add",
+        {"email": email, "name": name, "role": role, "password": password, "profile_image_url": "/user.png"},
+    )
 
 
 def update_user(client, user_id, changes):

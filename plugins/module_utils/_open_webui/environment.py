@@ -7,36 +7,38 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 import secrets
 
+from .._ollama.environment import PROXY_KEY, carries_credentials
+from . import names
+
 NAME = re.compile(r"[A-Z][A-Z0-9_]*")
 LINE = re.compile(r'^([A-Z][A-Z0-9_]*)=(?:"((?:[^"\\]|\\.)*)"|([^\n]*))$', re.MULTILINE | re.DOTALL)
 
-# Names that guides tell and that Open WebUI 0.12.4 does not read (grep over the installed package), with what does the job.
+# Names that guides tell and that Open WebUI does not read (names.py), with what does the job.
 DEAD = {
     "ENABLE_HISTORY": "the history is bounded by open_webui_max_rounds",
     "MAX_HISTORY_ROUNDS": "set open_webui_max_rounds",
-    "AUTO_PRUNE_ENABLED": "Open WebUI removes no chats by itself, and this role does not either so far",
-    "AUTO_PRUNE_INTERVAL": "Open WebUI removes no chats by itself, and this role does not either so far",
+    "AUTO_PRUNE_ENABLED": "set open_webui_retention_days or open_webui_retention_chats_per_user",
+    "AUTO_PRUNE_INTERVAL": "set open_webui_retention_interval_s",
     "ANONYMIZED_TELEMETRY": "Open WebUI sends none",
     "DO_NOT_TRACK": "Open WebUI sends no telemetry",
     "SCARF_NO_ANALYTICS": "Open WebUI sends no telemetry",
     "HOST": "set open_webui_host",
     "PORT": "set open_webui_port",
     "WEBUI_SECRET_KEY_FILE": "the role generates and keeps the key",
-    "OLLAMA_API_BASE_URL": "set open_webui_ollama_urls",
 }
 
-# Names that belong into the file that nothing shows.
-SECRET = re.compile(
-    r".*(PASSWORD|SECRET|TOKEN|CREDENTIALS|_KEYS?)|OLLAMA_API_CONFIGS|OPENAI_API_CONFIGS"
-    r"|(.*_)?DATABASE_URL|(.*_)?REDIS_URL|PGVECTOR_DB_URL"
-)
-# What matches SECRET and is none: switches and patterns about secrets.
-NOT_SECRET = re.compile(
-    r"ENABLE_.*|BYPASS_.*|PASSWORD_VALIDATION_.*|API_KEYS_ALLOWED_ENDPOINTS|.*_TOKENS?_(THRESHOLD|CAP|EXPIRY|TTL)|.*_MAX_TOKENS?|.*_TOKEN_(ENDPOINT|URL).*"
+# Names that are in neither table of names.py and still are a secret: variables of libraries, and of other releases.
+SECRET = re.compile(r".*(PASSWORD|PASSWD|SECRET|TOKEN|CREDENTIALS|_HEADERS|_KEYS?|_AUTH|_CONNECTIONS)|(.*_)?(DATABASE|DB|REDIS)_URL|.*_(DSN|API_CONFIGS)")
+
+# Variables that Python and the packages beneath Open WebUI read.
+LIBRARIES = re.compile(
+    r"(AWS|AZURE|CUDA|CURL|GOOGLE|HF|HUGGINGFACE|LANGCHAIN|LANGSMITH|LC|MALLOC|MKL|NLTK|OMP|ONNXRUNTIME|OPENBLAS|OTEL|PLAYWRIGHT|REQUESTS|SSL"
+    r"|TORCH|TRANSFORMERS|UNSTRUCTURED|UV|UVICORN)_[A-Z0-9_]+|PYTHON[A-Z0-9_]+|PG[A-Z]+|HOME|LANG|PATH|TMPDIR|TZ|(HTTPS?|NO|ALL)_PROXY"
 )
 
 
@@ -50,7 +52,26 @@ def is_secret(name):
     >>> is_secret("WEBUI_SECRET_KEY"), is_secret("ENABLE_API_KEYS"), is_secret("DATABASE_URL")
     (True, False, True)
     """
-    return bool(SECRET.fullmatch(name)) and not NOT_SECRET.fullmatch(name)
+    return name in names.SECRETS or (name not in names.KNOWN and bool(SECRET.fullmatch(name)))
+
+
+def check_name(variable, name, owned, release):
+    """Raise EnvError for a name that Open WebUI does not read or that the role sets itself.
+
+    ``variable`` is the inventory's, for the sentence; ``release`` that of Open WebUI: another one than that of the table may
+    read other names, so an unknown one passes there.
+    """
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise EnvError(f"{variable} has a key that is no name of capital letters, digits and _.")
+    if name in DEAD:
+        raise EnvError(f"{variable} has {name}, which Open WebUI does not read; {DEAD[name]}.")
+    if name in owned:
+        raise EnvError(f"{variable} has {name}, which the role sets itself; {owned[name]}.")
+    if name in names.KNOWN or LIBRARIES.fullmatch(name) or release != names.RELEASE:
+        return
+    near = difflib.get_close_matches(name, names.KNOWN, n=1)
+    hint = f"did you mean {near[0]}?" if near else "leave it out."
+    raise EnvError(f"{variable} has {name}, which Open WebUI {release} does not read; {hint}")
 
 
 def text_of(value):
@@ -66,32 +87,28 @@ def text_of(value):
     return "" if value is None else str(value)
 
 
-def render(settings, extra, owned=()):
-    """{name: text} of the settings with the operator's own variables on top; EnvError for what cannot be meant.
+def render(settings, extra, owned=(), release=names.RELEASE):
+    """{name: text} of the settings with the operator's own variables on top; EnvError for what cannot be meant, which never has a value in it.
 
-    ``owned``: names that the role sets from variables of its own and that must not be set behind its back.
+    ``owned``: names that the role sets from variables of its own, with what to set; they must not be set behind its back.
     """
-    for name in extra:
-        if not isinstance(name, str) or not NAME.fullmatch(name):
-            raise EnvError(f"open_webui_environment has the key {name!r}; names are made of capital letters, digits and _.")
-        if name in DEAD:
-            raise EnvError(f"open_webui_environment has {name}, which Open WebUI does not read; {DEAD[name]}.")
-        if name in owned:
-            raise EnvError(f"open_webui_environment has {name}, which the role sets itself; {owned[name]}.")
+    for name, value in extra.items():
+        check_name("open_webui_environment", name, owned, release)
         if is_secret(name):
             raise EnvError(f"open_webui_environment has {name}, which is a secret; put it into open_webui_secret_environment.")
+        if carries_credentials(value) or (PROXY_KEY.fullmatch(name) and "@" in str(value)):
+            raise EnvError(f"open_webui_environment has {name}, whose value carries credentials; put it into open_webui_secret_environment.")
+    for name, value in settings.items():
+        if carries_credentials(value):
+            what = dict(owned).get(name, f"correct {name}")
+            raise EnvError(f"{name} would carry credentials, and a diff shows it; {what} to a value that has none.")
     return {name: text_of(value) for name, value in {**settings, **extra}.items()}
 
 
-def render_secrets(extra, owned=()):
+def render_secrets(extra, owned=(), release=names.RELEASE):
     """{name: text} of the operator's secret variables; EnvError names keys only, never a value."""
     for name in extra:
-        if not isinstance(name, str) or not NAME.fullmatch(name):
-            raise EnvError("open_webui_secret_environment has a key that is no name of capital letters, digits and _.")
-        if name in DEAD:
-            raise EnvError(f"open_webui_secret_environment has {name}, which Open WebUI does not read; {DEAD[name]}.")
-        if name in owned:
-            raise EnvError(f"open_webui_secret_environment has {name}, which the role sets itself; {owned[name]}.")
+        check_name("open_webui_secret_environment", name, owned, release)
     return {name: text_of(value) for name, value in extra.items()}
 
 

@@ -17,7 +17,8 @@ import ssl
 import time
 from typing import Any
 
-from .._ollama import client as ollama_client
+from .. import _http
+from .._ollama import runner_options
 
 PATHS = {
     "ollama": {"chat": "/api/chat", "embed": "/api/embed"},
@@ -44,7 +45,7 @@ class Target:
 
     def __init__(self, kind, url, model, token="", email="", password="", ca_file="", timeout_s=600.0, embed_model=""):
         self.kind, self.model, self.embed_model = kind, model, embed_model
-        self.address = ollama_client.parse_url(url)
+        self.address = _http.parse_url(url, 11434)
         self.url, self.token, self.email, self.password = url, token, email, password
         self.ca_file, self.timeout_s = ca_file, timeout_s
         self._connection: http.client.HTTPConnection | None = None
@@ -87,8 +88,9 @@ class Target:
             return body
         if "num_predict" in options:
             body["max_tokens"] = options["num_predict"]
-        if "num_ctx" in options:
-            body["options"] = {"num_ctx": options["num_ctx"]}  # what a client with an idea of its own sends; a gateway takes it out
+        own = {name: value for name, value in options.items() if name in runner_options.OPTIONS}
+        if own:
+            body["options"] = own  # what a client with an idea of its own sends; a gateway takes it out
         if self.kind == "openai":
             body["stream_options"] = {"include_usage": True}
         return body

@@ -23,8 +23,11 @@ import threading
 import time
 
 from .._gpu import nvml as gpu_nvml
-from .._guard import program as guard_program
+from .._guard import files as guard_files
+from .._guard import gpus as guard_gpus
+from .._guard import kernel_log
 from .._ollama import client as ollama_client
+from .._ollama import names as ollama_names
 from . import client as soak_client
 from . import load as soak_load
 from . import verdicts
@@ -133,10 +136,10 @@ class Processes:
         comm = (self._read(pid, "comm") or "").strip()
         if comm in RUNNER_NAMES:
             argv = (self._read(pid, "cmdline") or "").split("\0")
-            kind = guard_program.kind_of(comm, argv)
+            kind = guard_gpus.kind_of(comm, argv)
             model = value_after(argv, "--model", "-m")
             if kind == "server" or (kind == "runner" and model):
-                start = guard_program.process_stat(pid, lambda path: self._read(pid, os.path.basename(path)))["start"]
+                start = guard_gpus.process_stat(pid, lambda path: self._read(pid, os.path.basename(path)))["start"]
                 context = value_after(argv, "-c", "--ctx-size", "--ctx")
                 entry = (kind, start, first, short_model(model), int(context) if str(context).isdigit() else 0)
         self._known[pid] = entry
@@ -280,7 +283,7 @@ class Watch:
             if at == self._guard_at:
                 return
             first, self._guard_at = self._guard_at is None, at
-            record = json.loads(guard_program.read_text(path) or "{}")["last"]["record"]
+            record = json.loads(guard_files.read_text(path) or "{}")["last"]["record"]
         except (OSError, ValueError, KeyError, TypeError):
             return
         if not first and record.get("action") not in (None, "none"):
@@ -288,7 +291,7 @@ class Watch:
 
     def note_xids(self, t, raw):
         """Xids of the kernel's log that came since the start and were not noted yet."""
-        found = guard_program.read_xids(guard_program.read_gpus(raw)[1], t + 5)
+        found = kernel_log.read_xids(guard_gpus.read_gpus(raw)[1], t + 5)
         for event in found["events"]:
             key = (event["at"], event["gpu"], event["xid"])
             if key not in self._xids and float(event["at"]) >= time.time() - t:
@@ -404,7 +407,7 @@ class Load:
 def read_plan(path):
     """{models, gpus} of the serving plan, as far as a run has to know it; None where there is none that can be read."""
     try:
-        plan = json.loads(guard_program.read_text(path) or "")
+        plan = json.loads(guard_files.read_text(path) or "")
         plan = plan.get("plan", plan)
         keys = ("name", "total_mib", "scratch_mib", "effective_num_ctx", "num_parallel", "kv_cache_type")
         models = [{key: model.get(key) for key in keys} for model in plan["models"]]
@@ -440,7 +443,7 @@ def server_versions(config):
     found = {"ollama": None, "digest": None}
     try:
         found["ollama"] = client.version()
-        digests = [one.get("digest") for one in client.tags() if ollama_client.same_name(str(one.get("name")), config["model"])]
+        digests = [one.get("digest") for one in client.tags() if ollama_names.same_name(str(one.get("name")), config["model"])]
         found["digest"] = digests[0] if digests else None
     except ollama_client.OllamaError:
         pass
@@ -519,7 +522,7 @@ def main(argv):
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda _number, _frame: stop.set())
     try:
-        given = json.loads(guard_program.read_text(os.path.join(folder, "config.json")) or "")
+        given = json.loads(guard_files.read_text(os.path.join(folder, "config.json")) or "")
         config = {**CONFIG, **given}
         load = dict(config["load"])
         config["load"] = soak_load.settle(load.pop("preset"), load)

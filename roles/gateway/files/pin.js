@@ -8,13 +8,11 @@
 // What is not strict JSON (RFC 8259, UTF-8) is refused: the server would read it in a way of its own.
 // Written in the JavaScript of njs 0.7.9 (Debian 12): no classes, no for-of, no destructuring.
 
-// Members of `options` that are part of a runner's identity or of its layout (Ollama, api/types.go, type Runner), those
-// that older releases had there, and what llama.cpp would take.
-const RUNNER = ['num_ctx', 'num_batch', 'num_gpu', 'main_gpu', 'num_thread', 'use_mmap', 'use_mlock', 'draft_num_predict',
-    'low_vram', 'f16_kv', 'vocab_only', 'logits_all', 'numa', 'num_gqa', 'kv_cache_type', 'flash_attention', 'flash_attn',
-    'num_parallel', 'rope_frequency_base', 'rope_frequency_scale'];
-
-// Members of the body itself: keep_alive unloads; shift is a launch argument of the runner (server/sched.go, needsReload).
+// Members of `options` that are a runner's identity, and those that other releases have there; members of the body itself: keep_alive
+// unloads, shift is a launch argument of the runner. plugins/module_utils/_ollama/runner_options.py has the list; a test compares this copy.
+const RUNNER = ['draft_num_predict', 'f16_kv', 'flash_attention', 'flash_attn', 'kv_cache_type', 'logits_all', 'low_vram', 'main_gpu',
+    'num_batch', 'num_ctx', 'num_gpu', 'num_gqa', 'num_parallel', 'num_thread', 'numa', 'rope_frequency_base', 'rope_frequency_scale',
+    'use_mlock', 'use_mmap', 'vocab_only'];
 const TOP = ['keep_alive', 'shift'];
 
 const MAX_DEPTH = 100;

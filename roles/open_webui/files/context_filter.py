@@ -15,6 +15,7 @@ description: Keeps the last rounds of a conversation, drops earlier thoughts, ta
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 
@@ -22,28 +23,46 @@ from pydantic import BaseModel, Field
 
 log = logging.getLogger(__name__)
 
-# Options that belong to the runner: another value than the loaded one makes Ollama load the model again.
+# Options of Ollama's runner and members of the request that load a model again or unload it: the collection's one list
+# (plugins/module_utils/_ollama/runner_options.py), which a test compares with this one.
 RUNNER_OPTIONS = (
+    "draft_num_predict",
+    "f16_kv",
+    "flash_attention",
+    "flash_attn",
     "keep_alive",
+    "kv_cache_type",
+    "logits_all",
+    "low_vram",
     "main_gpu",
     "num_batch",
     "num_ctx",
     "num_gpu",
+    "num_gqa",
+    "num_parallel",
     "num_thread",
+    "numa",
+    "rope_frequency_base",
+    "rope_frequency_scale",
+    "shift",
     "use_mlock",
     "use_mmap",
+    "vocab_only",
 )
 
 # Where servers and clients put thoughts beside the content.
 THOUGHT_KEYS = ("thinking", "reasoning", "reasoning_content", "reasoning_details")
 
-# Thoughts inside the content: closed; as the page stores them; cut off before the end; begun by the prompt's template.
-THOUGHTS = (
-    re.compile(r"<(think|thinking|thought|reasoning)>.*?</\1>\s*", re.DOTALL | re.IGNORECASE),
-    re.compile(r"<details\b[^>]*\btype=\"reasoning\"[^>]*>.*?</details>\s*", re.DOTALL | re.IGNORECASE),
-    re.compile(r"\A\s*<(?:think|thinking|thought|reasoning)>.*\Z", re.DOTALL | re.IGNORECASE),
-    re.compile(r"\A.*?</think>\s*", re.DOTALL | re.IGNORECASE),
-)
+# What the scans below look for. No pattern has a part of open length, so a scan reads each byte once: its time grows with
+# the text's length, whatever a client has put into it.
+TAG = re.compile(r"<(/?)((?i:think|thinking|thought|reasoning))>")
+DETAILS = re.compile(r"<(?i:details)\b")
+REASONING = re.compile(r'\b(?i:type="reasoning")')
+DETAILS_END = re.compile(r"</(?i:details)>")
+OPENED = re.compile(r"\s*<(?i:think|thinking|thought|reasoning)>")
+CLOSED = re.compile(r"</(?i:think)>")
+BLANKS = re.compile(r"\s*")
+MAX_TAGS = 10000  # of one message; what stands behind them stays as it is
 
 CHARACTERS_PER_TOKEN = 4  # a rough middle for Latin text; Qwen3's own tokenizer is not here
 TOKENS_PER_MESSAGE = 4  # role and the template's marks around it
@@ -85,11 +104,57 @@ def without_thoughts(message):
 
 
 def _clean(text):
-    if "</" not in text and "<" not in text:
-        return text
-    for pattern in THOUGHTS:
-        text = pattern.sub("", text)
-    return text
+    """The text without thoughts: closed ones; those that Open WebUI stores; one cut off before its end; one begun by the template."""
+    if "</" in text:
+        text = _cut(text, _tagged(text))
+        text = _cut(text, _stored(text))
+    if OPENED.match(text):
+        return ""
+    end = CLOSED.search(text) if "</" in text else None
+    return text[end.end() :].lstrip() if end else text
+
+
+def _tagged(text):
+    """[start, end) of each `<think>…</think>` and its like."""
+    found = itertools.islice(TAG.finditer(text), MAX_TAGS)
+    tags = [(tag.start(), tag.end(), not tag[1], tag[2].lower()) for tag in found]
+    last = {name: end for _start, end, opens, name in tags if not opens}
+    begun, thought = None, None
+    for start, end, opens, name in tags:
+        if begun is None:
+            if opens and last.get(name, 0) > end:
+                begun, thought = start, name
+        elif not opens and name == thought:
+            yield begun, end
+            begun = None
+
+
+def _stored(text):
+    """[start, end) of each `<details type="reasoning">…</details>`, as Open WebUI stores a thought."""
+    reasoning, at = REASONING.search(text), 0
+    for _attempt in range(MAX_TAGS):
+        begun = DETAILS.search(text, at) if reasoning else None
+        bracket = text.find(">", begun.end()) if begun else -1
+        if bracket < 0:
+            return
+        if reasoning.start() < begun.end():
+            reasoning = REASONING.search(text, begun.end())
+        at = bracket + 1
+        if reasoning and reasoning.start() < bracket:
+            end = DETAILS_END.search(text, at)
+            if not end:
+                return
+            yield begun.start(), end.end()
+            at = end.end()
+
+
+def _cut(text, ranges):
+    """The text without these ranges and the blanks behind each."""
+    kept, at = [], 0
+    for start, end in ranges:
+        kept.append(text[at:start])
+        at = BLANKS.match(text, end).end()
+    return "".join([*kept, text[at:]])
 
 
 def tokens(messages):
@@ -133,12 +198,24 @@ def bounded(messages, max_rounds=6, drop_thoughts=True, max_tokens=0):
 
 
 def without_runner_options(body):
-    """The request without options that would make the server load the model anew."""
-    kept = {key: value for key, value in body.items() if key not in RUNNER_OPTIONS}
-    for place in ("options", "params"):
-        if isinstance(kept.get(place), dict):
-            kept[place] = {key: value for key, value in kept[place].items() if key not in RUNNER_OPTIONS}
+    """The request without what would make the server load the model again or unload it, in whatever case it is written."""
+    kept = _without_runner_names(body)
+    for key in kept:
+        if _folded(key) in ("options", "params") and isinstance(kept[key], dict):
+            kept[key] = _without_runner_names(kept[key])
+            for inner in kept[key]:
+                if inner == "custom_params" and isinstance(kept[key][inner], dict):
+                    kept[key][inner] = _without_runner_names(kept[key][inner])
     return kept
+
+
+def _without_runner_names(members):
+    return {key: value for key, value in members.items() if _folded(key) not in RUNNER_OPTIONS}
+
+
+def _folded(key):
+    """A name as Go's encoding/json compares it: in any case, where the long s and the Kelvin sign are s and k."""
+    return str(key).lower().replace("\u017f", "s").replace("\u212a", "k")
 
 
 class Filter:
@@ -158,14 +235,14 @@ class Filter:
 
     def inlet(self, body):
         """The request as it is to reach the model."""
+        kept = without_runner_options(body) if self.valves.strip_runner_options else dict(body)
         try:
-            kept = without_runner_options(body) if self.valves.strip_runner_options else dict(body)
             messages = body.get("messages")
             if isinstance(messages, list):
                 kept["messages"] = bounded(messages, self.valves.max_rounds, self.valves.drop_thoughts, self.valves.max_tokens)
-            # In place: callers may hold on to the object they handed over.
-            body.clear()
-            body.update(kept)
         except Exception:
-            log.exception("gpufleet_context passed a request on as it came")
+            log.exception("gpufleet_context passed the messages of a request on as they came")
+        # In place: callers may hold on to the object they handed over.
+        body.clear()
+        body.update(kept)
         return body

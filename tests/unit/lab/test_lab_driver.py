@@ -142,5 +142,5 @@ def test_the_repositories_have_what_the_tables_name(repositories):
 
 def test_the_repositories_are_signed_by_the_labs_key(repositories):
     folder = repositories[0] / "cuda/debian"
-    assert openpgp.fingerprints((folder / "cuda-archive-keyring.gpg").read_bytes()) == [repositories[1]]
+    assert openpgp.parse((folder / "cuda-archive-keyring.gpg").read_bytes())[0] == [repositories[1]]
     subprocess.run(["gpgv", "--keyring", str(folder / "cuda-archive-keyring.gpg"), str(folder / "InRelease")], check=True, capture_output=True)

@@ -8,7 +8,9 @@ from __future__ import annotations
 import copy
 import importlib.util
 import pathlib
+import re
 import sys
+import time
 import types
 
 import pytest
@@ -83,6 +85,50 @@ def test_thoughts_in_the_content(filters, said, left):
     assert filters.without_thoughts({"role": "assistant", "content": said})["content"] == left
 
 
+# The meaning of the scans in four patterns, which are right and take quadratic time.
+MEANING = (
+    re.compile(r"<(think|thinking|thought|reasoning)>.*?</\1>\s*", re.DOTALL | re.IGNORECASE),
+    re.compile(r"<details\b[^>]*\btype=\"reasoning\"[^>]*>.*?</details>\s*", re.DOTALL | re.IGNORECASE),
+    re.compile(r"\A\s*<(?:think|thinking|thought|reasoning)>.*\Z", re.DOTALL | re.IGNORECASE),
+    re.compile(r"\A.*?</think>\s*", re.DOTALL | re.IGNORECASE),
+)
+PIECES = (
+    '<think> </think> <Thinking> </thinking> <reasoning> </reasoning> <thought> </THOUGHT> <details </details> <details> </ < > a x=1 type="reasoning"'
+).split()
+
+
+@hypothesis.settings(max_examples=400, deadline=None)
+@hypothesis.given(pieces=st.lists(st.sampled_from([*PIECES, " ", "\n", ' type="reasoning">', '<details type="reasoning">']), max_size=14))
+def test_the_scans_mean_what_the_patterns_mean(filters, pieces):
+    said = left = "".join(pieces)
+    for pattern in MEANING:
+        left = pattern.sub("", left)
+    assert filters.without_thoughts({"role": "assistant", "content": said})["content"] == left
+
+
+HOSTILE = (
+    '<details type="reasoning">', "<details ", "<details >", "<details></details>", "<think>", "<think></think>", "<think><thought>", "<thought></think>",
+    "</think>", "</", "<", "<>", " ", ' type="reasoning"', '<details type="reasoning"></details> ',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("unit", HOSTILE)
+@pytest.mark.parametrize("tail", ["", "</x>", '</x></details> type="reasoning"', "</reasoning>"])
+def test_a_scan_takes_time_in_proportion_to_the_text(filters, unit, tail):
+    def seconds(size):
+        message = {"role": "assistant", "content": "-" + unit * (size // len(unit)) + tail}
+        took = []
+        for _attempt in range(3):
+            began = time.process_time()
+            filters.without_thoughts(message)
+            took.append(time.process_time() - began)
+        return min(took)
+
+    half, whole = seconds(500_000), seconds(1_000_000)
+    # 50 to 85 ms a megabyte were measured on a busy machine; what is quadratic takes minutes.
+    assert whole < 0.3 and whole < 3 * half + 0.03, (half, whole)
+
+
 @pytest.mark.parametrize("key", ["thinking", "reasoning", "reasoning_content", "reasoning_details"])
 def test_thoughts_beside_the_content(filters, key):
     assert filters.without_thoughts({"role": "assistant", "content": "a", key: "x"}) == {"role": "assistant", "content": "a"}
@@ -138,6 +184,18 @@ def test_runner_options_are_taken_out_and_others_kept(filters):
     sent = filters.Filter().inlet(body)
     assert sent["options"] == {"temperature": 0.2} and sent["params"] == {"top_p": 1} and "keep_alive" not in sent and sent["model"] == "m"
     assert sent is body
+
+
+@pytest.mark.parametrize("name", ["draft_num_predict", "DRAFT_NUM_PREDICT", "num_ctx", "ſhift", "\u212aeep_alive", "use_mmap"])
+def test_a_runner_option_is_taken_out_wherever_it_is_read(filters, name):
+    for body in ({name: 1}, {"options": {name: 1}}, {"Options": {name: 1}}, {"params": {name: 1}}, {"params": {"custom_params": {name: 1}}}):
+        sent = filters.Filter().inlet({**copy.deepcopy(body), "model": "m"})
+        assert name not in str(sent), sent
+
+
+def test_messages_that_cannot_be_bounded_let_no_option_through(filters):
+    sent = filters.Filter().inlet({"messages": ["text", 3], "keep_alive": 0, "options": {"num_ctx": 1}})
+    assert sent == {"messages": ["text", 3], "options": {}}
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from ansible.errors import AnsibleActionFail
 from ansible.parsing.dataloader import DataLoader
 
 from ansible_collections.gpufleet.llm.plugins.action import role_vars
+from ansible_collections.gpufleet.llm.plugins.plugin_utils import role_options
 
 
 def run(role, variables, **args):
@@ -41,3 +42,53 @@ def test_variables_of_a_longer_role_name_are_left_to_it():
 def test_a_role_that_is_not_there():
     with pytest.raises(AnsibleActionFail, match="no role 'nowhere'"):
         run("nowhere", {})
+
+
+BOUNDS = {
+    "ollama_port": {"min": 1, "max": 65535},
+    "ollama_num_parallel": {"min": 1, "because": "a slot serves"},
+    "ollama_home": {"match": "/[a-z/]+", "wanted": "a path"},
+}
+
+
+def test_each_value_out_of_its_bounds_is_named_and_no_other():
+    result = run("ollama", {"ollama_port": 65536, "ollama_num_parallel": "2", "ollama_home": "/srv\n"}, bounds=BOUNDS)
+    assert result["failed"]
+    assert result["msg"] == (
+        "ollama_port is 65536; a whole number from 1 to 65535 was wanted. Correct it in the inventory."
+        ' ollama_home is "/srv\\n"; a path was wanted. Correct it in the inventory. Nothing was changed.'
+    )
+
+
+def test_values_at_their_bounds_pass_and_what_is_not_set_is_not_checked():
+    assert not run("ollama", {"ollama_port": "65535", "ollama_num_parallel": 1}, bounds=BOUNDS).get("failed")
+
+
+@pytest.mark.parametrize(
+    ("value", "bound", "told"),
+    [
+        (4, {"min": 5}, "a is 4; a whole number of at least 5 was wanted. Correct it in the inventory."),
+        (4, {"max": 3, "because": "three slots"}, "a is 4; a whole number of at most 3 was wanted (three slots). Correct it in the inventory."),
+        ("4.5", {"min": 1}, 'a is "4.5"; a whole number of at least 1 was wanted. Correct it in the inventory.'),
+        (True, {"min": 1}, "a is True; a whole number of at least 1 was wanted. Correct it in the inventory."),
+        (None, {"min": 1}, "a is null; a whole number of at least 1 was wanted. Correct it in the inventory."),
+        (None, {"min": 1, "null": True}, ""),
+        (0, {"min": 1, "null": True}, "a is 0; null or a whole number of at least 1 was wanted. Correct it in the inventory."),
+        (
+            {"x": {"hour": 3, "day": -1}},
+            {"min": 0, "values": True},
+            'a is {"x": {"hour": 3, "day": -1}}; whole numbers of at least 0 was wanted. Correct it in the inventory.',
+        ),
+        ({"x": {"hour": 3, "day": 0}}, {"min": 0, "values": True}, ""),
+        ([], {"match": "b+", "count": 1, "wanted": "b"}, "a is []; b was wanted. Correct it in the inventory."),
+        (["b", "bc"], {"match": "b+", "wanted": "b"}, 'a is ["b", "bc"]; b was wanted. Correct it in the inventory.'),
+        (["b", "bb"], {"match": "b+", "count": 2, "wanted": "b"}, ""),
+    ],
+)
+def test_one_bound(value, bound, told):
+    assert role_options.bound_problem("a", value, bound) == told
+
+
+def test_a_fingerprint_tells_settings_apart():
+    assert role_options.fingerprint({"a": 1, "b": [2]}) == role_options.fingerprint({"b": [2], "a": 1})
+    assert role_options.fingerprint({"a": 1}) != role_options.fingerprint({"a": 2})

@@ -344,6 +344,10 @@ def test_the_defaults_have_no_problem(defaults):
         ("cuda_toolkit", "13.0", "13-0"),
         ("cuda_repo_url", "ftp://mirror.example.org", "https://mirror.example.org/cuda"),
         ("cuda_repo_url", "https://", "https://mirror.example.org/cuda"),
+        ("cuda_repo_url", "https://a/b\nTypes: deb", "https://mirror.example.org/cuda"),
+        ("cuda_repo_url", "http://mirror.example.org/cuda", "without TLS"),
+        ("cuda_repo_key_checksum", "0" * 63, "64 hexadecimal digits"),
+        ("cuda_driver_branch", "580\n", "such as 580"),
         ("cuda_repo_key_fingerprints", [], "at least one"),
         ("cuda_repo_key_fingerprints", ["EB693B30"], "40 hexadecimal digits"),
         ("cuda_repo_key_fingerprints", ["g" * 40], "40 hexadecimal digits"),
@@ -354,6 +358,7 @@ def test_the_defaults_have_no_problem(defaults):
         ("cuda_nvidia_ml_py_version", "", "13.615.71"),
         ("cuda_venv", "/opt", "at least two folders"),
         ("cuda_venv", "opt/gpufleet", "absolute path"),
+        ("cuda_venv", "/opt/../etc", "absolute path"),
         ("cuda_expected_gpus", [{"name": "RTX 4090", "count": 0}], "count below 1"),
     ],
 )
@@ -370,7 +375,7 @@ def test_a_setting_that_no_host_can_meet_is_named(defaults, name, value, word):
         ("cuda_driver_version", "580.95.05"),
         ("cuda_driver_version", 590.44),  # YAML takes it for a number
         ("cuda_toolkit", "13-0"),
-        ("cuda_repo_url", "http://mirror.example.org/cuda"),
+        ("cuda_repo_key_checksum", "A0" * 32),
         ("cuda_repo_key_fingerprints", ["EB69 3B30 35CD 5710 E231  E123 A4B4 6996 3BF8 63CC"]),
         ("cuda_power_limit_w", "350"),
         ("cuda_reboot", True),
@@ -380,6 +385,10 @@ def test_a_setting_that_no_host_can_meet_is_named(defaults, name, value, word):
 )
 def test_what_a_setting_may_be(defaults, name, value):
     assert driver_settings.problems({**defaults, name: value}) == []
+
+
+def test_a_mirror_without_tls_needs_a_checksum(defaults):
+    assert driver_settings.problems({**defaults, "cuda_repo_url": "http://a.example.org", "cuda_repo_key_checksum": "a0" * 32}) == []
 
 
 def test_all_settings_that_are_wrong_are_named(defaults):

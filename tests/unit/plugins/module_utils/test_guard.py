@@ -25,8 +25,20 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ansible_collections.gpufleet.llm.plugins.module_utils._guard import (
+    act,
+    actions,
+    commands,
+    files,
+    gpus,
+    kernel_log,
+    ollama,
+    program,
+    state,
+    tick,
+)
 from ansible_collections.gpufleet.llm.plugins.module_utils._guard import policy as guard_policy
-from ansible_collections.gpufleet.llm.plugins.module_utils._guard import program as guard_program
+from ansible_collections.gpufleet.llm.plugins.module_utils._guard.policy import runners
 
 REPO = pathlib.Path(__file__).resolve().parents[4]
 CLOCK = {"wall": 1_800_000_000.0, "mono": 5000.0, "boot": "b1"}
@@ -46,31 +58,31 @@ def history(**parts):
 
 def test_books_come_back_as_they_were_and_time_goes_on():
     kept = history(spent=[[90.0, "restart"]])
-    back, now, step, trouble = guard_program.parse_state(guard_program.dump_state(kept, CLOCK, {}), later(15))
+    back, now, step, trouble = state.parse_state(state.dump_state(kept, CLOCK, {}), later(15))
     assert (back, now, step, trouble) == (kept, 115.0, 0.0, None)
 
 
 @pytest.mark.parametrize("jump", [-86400 * 400, -3600, 3600, 86400 * 400])
 def test_a_wall_clock_that_is_set_moves_nothing_within_a_boot(jump):
     clock = dict(later(15), wall=CLOCK["wall"] + 15 + jump)
-    _back, now, step, trouble = guard_program.parse_state(guard_program.dump_state(history(), CLOCK, {}), clock)
+    _back, now, step, trouble = state.parse_state(state.dump_state(history(), CLOCK, {}), clock)
     assert (now, step, trouble) == (115.0, jump, None)
 
 
 def test_after_a_reboot_the_wall_clock_counts_and_only_the_budget_is_kept():
-    runner = guard_policy._new_runner({"pid": 7, "used_mib": 5}, 90.0)
+    runner = runners._new_runner({"pid": 7, "used_mib": 5}, 90.0)
     streak = {"rule": "trapped", "subject": "x", "count": 3, "since": 60.0, "numbers": {}, "target": None}
     kept = history(spent=[[90.0, "restart"]], runners={"7:7": runner}, streaks={"trapped:x": streak})
-    text = guard_program.dump_state(kept, CLOCK, {})
-    back, now, _step, trouble = guard_program.parse_state(text, {"wall": CLOCK["wall"] + 600, "mono": 20.0, "boot": "b2"})
+    text = state.dump_state(kept, CLOCK, {})
+    back, now, _step, trouble = state.parse_state(text, {"wall": CLOCK["wall"] + 600, "mono": 20.0, "boot": "b2"})
     assert (back["spent"], back["runners"], back["streaks"], now, trouble) == (kept["spent"], {}, {}, 700.0, None)
     behind = {"wall": CLOCK["wall"] - 60, "mono": 20.0, "boot": "b2"}
-    assert guard_program.parse_state(text, behind)[1::2] == (100.0, None)
+    assert state.parse_state(text, behind)[1::2] == (100.0, None)
 
 
 def test_books_from_the_future_are_not_obeyed():
     clock = {"wall": CLOCK["wall"] - 3600, "mono": 20.0, "boot": "b2"}
-    back, _now, _step, trouble = guard_program.parse_state(guard_program.dump_state(history(), CLOCK, {}), clock)
+    back, _now, _step, trouble = state.parse_state(state.dump_state(history(), CLOCK, {}), clock)
     assert "future" in trouble
     assert back["watch_until"] == 3600
 
@@ -92,20 +104,20 @@ def test_books_from_the_future_are_not_obeyed():
     ],
 )
 def test_damaged_books_are_put_aside(change):
-    back, now, _step, trouble = guard_program.parse_state(guard_program.dump_state(dict(history(), **change), CLOCK, {}), later(15))
+    back, now, _step, trouble = state.parse_state(state.dump_state(dict(history(), **change), CLOCK, {}), later(15))
     assert trouble
     assert (back["spent"], back["watch_until"], now) == ([], 3600.0, 0.0)
 
 
-GOOD = guard_program.dump_state(history(spent=[[90.0, "unload"]]), CLOCK, {"xids_at": 1})
+GOOD = state.dump_state(history(spent=[[90.0, "unload"]]), CLOCK, {"xids_at": 1})
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, len(GOOD)), st.integers(0, 12), st.text(max_size=8))
 def test_no_damage_to_the_file_is_a_traceback(start, length, instead):
     text = GOOD[:start] + instead + GOOD[start + length :]
-    back, now, _step, _trouble = guard_program.parse_state(text, later(15))
-    assert guard_program.validated(back) is back
+    back, now, _step, _trouble = state.parse_state(text, later(15))
+    assert state.validated(back) is back
     assert now >= 0
 
 
@@ -115,17 +127,17 @@ def test_replacing_a_file_leaves_no_half_and_follows_no_link(tmp_path):
     victim.write_text("mine")
     (tmp_path / "state.json.new").symlink_to(victim)
     with pytest.raises(OSError):
-        guard_program.write_text(str(path), "text")
+        files.write_text(str(path), "text")
     assert victim.read_text() == "mine"
     (tmp_path / "state.json.new").unlink()
-    guard_program.write_text(str(path), "text")
+    files.write_text(str(path), "text")
     assert (path.read_text(), path.stat().st_mode & 0o777, os.listdir(tmp_path)) == ("text", 0o644, os.listdir(tmp_path))
     assert not (tmp_path / "state.json.new").exists()
 
 
 def test_on_a_full_disk_the_old_file_stays_whole(tmp_path, monkeypatch):
     path = tmp_path / "state.json"
-    guard_program.write_text(str(path), "as it was")
+    files.write_text(str(path), "as it was")
     room, write = [25], os.write
 
     def until_full(descriptor, data):
@@ -135,12 +147,12 @@ def test_on_a_full_disk_the_old_file_stays_whole(tmp_path, monkeypatch):
         room[0] -= done
         return done
 
-    monkeypatch.setattr(guard_program.os, "write", until_full)
+    monkeypatch.setattr(files.os, "write", until_full)
     with pytest.raises(OSError, match="No space left on device: '.*state.json'"):
-        guard_program.write_text(str(path), "x" * 26)
+        files.write_text(str(path), "x" * 26)
     assert (path.read_text(), os.listdir(tmp_path)) == ("as it was", ["state.json"])
     room[0] = 25
-    guard_program.write_text(str(path), "y" * 25)
+    files.write_text(str(path), "y" * 25)
     assert path.read_text() == "y" * 25
 
 
@@ -154,9 +166,9 @@ def write_config(folder, **parts):
 
 
 def test_configuration_is_complete_and_known(tmp_path):
-    config = guard_program.load_config(write_config(tmp_path, settings={"debounce": 6}))
+    config = files.load_config(write_config(tmp_path, settings={"debounce": 6}))
     assert (config["settings"]["debounce"], config["settings"]["growth_mib"], config["mode"]) == (6, 1024, "dry_run")
-    tuned = guard_program.load_config(write_config(tmp_path, settings={"settle_s": {"restart": 90}, "limit_mib": None}))["settings"]
+    tuned = files.load_config(write_config(tmp_path, settings={"settle_s": {"restart": 90}, "limit_mib": None}))["settings"]
     assert tuned["settle_s"] == {"unload": 30, "end": 30, "restart": 90, "fence": 0}
     for wrong in (
         {"modus": "act"},
@@ -170,14 +182,14 @@ def test_configuration_is_complete_and_known(tmp_path):
         {"settings": {"settle_s": {"dance": 3}}},
         {"settings": {"budgets": {"restart": {"hour": True}}}},
     ):
-        with pytest.raises(guard_program.GuardError):
-            guard_program.load_config(write_config(tmp_path, **wrong))
+        with pytest.raises(files.GuardError):
+            files.load_config(write_config(tmp_path, **wrong))
 
 
 def test_the_role_writes_what_the_program_reads():
     role = REPO / "roles" / "vram_guard"
     variables = yaml.safe_load((role / "vars" / "main.yml").read_text(encoding="utf-8"))
-    assert set(variables["__vram_guard_config"]) <= set(guard_program.CONFIG_DEFAULTS)
+    assert set(variables["__vram_guard_config"]) <= set(files.CONFIG_DEFAULTS)
     tunable = set(variables["__vram_guard_fine_tuning_known"])
     own = set(variables["__vram_guard_settings"]) - {"load_grace_s"}
     assert tunable | own == set(guard_policy.DEFAULTS)
@@ -237,7 +249,7 @@ PS = {
 
 def test_ollama_is_read(server):
     Handler.answers = {"/api/version": (200, b'{"version":"0.32.15"}'), "/api/ps": (200, json.dumps(PS).encode())}
-    seen = guard_program.ask_ollama("127.0.0.1", server, CLOCK["wall"])
+    seen = ollama.ask_ollama("127.0.0.1", server, CLOCK["wall"])
     assert (seen["state"], seen["version"]) == ("ok", "0.32.15")
     assert seen["models"][0]["name"] == "qwen3:latest"
     assert seen["models"][0]["size_vram_mib"] == 11886
@@ -256,7 +268,7 @@ def test_ollama_is_read(server):
 )
 def test_an_answer_that_is_none_is_a_state(server, answer):
     Handler.answers = {"/api/version": (200, b'{"version":"0.32.15"}'), "/api/ps": answer}
-    seen = guard_program.ask_ollama("127.0.0.1", server, 0.0)
+    seen = ollama.ask_ollama("127.0.0.1", server, 0.0)
     assert (seen["state"], seen["models"]) == ("error", [])
     assert seen["detail"]
 
@@ -265,7 +277,7 @@ def test_nobody_listening_is_down_and_a_drip_is_a_timeout():
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
-    assert guard_program.ask_ollama("127.0.0.1", port, 0.0)["state"] == "down"
+    assert ollama.ask_ollama("127.0.0.1", port, 0.0)["state"] == "down"
     with socket.create_server(("127.0.0.1", 0)) as listening:
         stop = threading.Event()
 
@@ -280,8 +292,8 @@ def test_nobody_listening_is_down_and_a_drip_is_a_timeout():
 
         threading.Thread(target=drip, daemon=True).start()
         began = time.monotonic()
-        with pytest.raises(guard_program.HttpError) as caught:
-            guard_program.http("127.0.0.1", listening.getsockname()[1], "/", timeout=0.4)
+        with pytest.raises(ollama.HttpError) as caught:
+            ollama.http("127.0.0.1", listening.getsockname()[1], "/", timeout=0.4)
         stop.set()
     assert caught.value.kind == "timeout"
     assert time.monotonic() - began < 2
@@ -299,8 +311,8 @@ def test_nobody_listening_is_down_and_a_drip_is_a_timeout():
     ],
 )
 def test_expiries(text, seconds):
-    assert guard_program.seconds_until(text, CLOCK["wall"]) == pytest.approx(seconds, abs=0.1) if seconds else True
-    assert (guard_program.seconds_until(text, CLOCK["wall"]) is None) == (seconds is None)
+    assert ollama.seconds_until(text, CLOCK["wall"]) == pytest.approx(seconds, abs=0.1) if seconds else True
+    assert (ollama.seconds_until(text, CLOCK["wall"]) is None) == (seconds is None)
 
 
 @pytest.mark.parametrize(
@@ -320,7 +332,7 @@ def test_plans(tmp_path, text, state):
     path = tmp_path / "plan.json"
     if text is not None:
         path.write_text(text)
-    plan = guard_program.read_plan(str(path))
+    plan = files.read_plan(str(path))
     assert plan["state"] == state
     assert bool(plan["models"]) == (state == "ok")
     if state == "ok":
@@ -342,22 +354,22 @@ def gpu(**parts):
 
 def test_a_card_with_a_hole_in_its_figures_is_unreadable_not_empty():
     for hole in ({"used_mib": None}, {"free_mib": None}, {"processes": None}, {"state": "error", "message": "x"}):
-        _state, gpus = guard_program.read_gpus({"state": "ok", "message": None, "gpus": [gpu(**hole)]})
-        assert gpus[0]["state"] == "unreadable", hole
-    _state, gpus = guard_program.read_gpus({"state": "ok", "message": None, "gpus": [gpu(), gpu(index=1, uuid=None, state="lost")]})
-    assert [(one["uuid"], one["state"]) for one in gpus] == [("GPU-a", "ok"), ("index-1", "lost")]
+        _state, cards = gpus.read_gpus({"state": "ok", "message": None, "gpus": [gpu(**hole)]})
+        assert cards[0]["state"] == "unreadable", hole
+    _state, cards = gpus.read_gpus({"state": "ok", "message": None, "gpus": [gpu(), gpu(index=1, uuid=None, state="lost")]})
+    assert [(one["uuid"], one["state"]) for one in cards] == [("GPU-a", "ok"), ("index-1", "lost")]
 
 
 def test_processes_are_told_apart_by_what_they_are():
-    assert guard_program.kind_of("ollama", ["/opt/ollama/current/bin/ollama", "serve", ""]) == "server"
-    assert guard_program.kind_of("ollama", ["ollama", "runner", "--port", "1"]) == "runner"
-    assert guard_program.kind_of("ollama", ["ollama", "run", "qwen3"]) == "other"
-    assert guard_program.kind_of("llama-server", []) == "runner"
-    assert guard_program.kind_of("python3", ["python3", "train.py"]) == "other"
-    assert guard_program.kind_of(None, []) == "other"
-    assert guard_program.port_of(["llama-server", "--port", "40001", ""]) == 40001
-    assert guard_program.port_of(["llama-server", "--port", "0", ""]) is None
-    assert guard_program.port_of(["llama-server", "--port"]) is None
+    assert gpus.kind_of("ollama", ["/opt/ollama/current/bin/ollama", "serve", ""]) == "server"
+    assert gpus.kind_of("ollama", ["ollama", "runner", "--port", "1"]) == "runner"
+    assert gpus.kind_of("ollama", ["ollama", "run", "qwen3"]) == "other"
+    assert gpus.kind_of("llama-server", []) == "runner"
+    assert gpus.kind_of("python3", ["python3", "train.py"]) == "other"
+    assert gpus.kind_of(None, []) == "other"
+    assert gpus.port_of(["llama-server", "--port", "40001", ""]) == 40001
+    assert gpus.port_of(["llama-server", "--port", "0", ""]) is None
+    assert gpus.port_of(["llama-server", "--port"]) is None
 
 
 def test_a_process_of_this_machine_is_read():
@@ -373,22 +385,22 @@ def test_a_process_of_this_machine_is_read():
     }
     import pwd
 
-    found = guard_program.read_processes({"gpus": [gpu(processes=[process])]}, pwd.getpwuid(os.getuid()).pw_name)
+    found = gpus.read_processes({"gpus": [gpu(processes=[process])]}, pwd.getpwuid(os.getuid()).pw_name)
     assert found[0]["uid_ok"] is True
     assert found[0]["start"] > 0
     assert 0 <= found[0]["cpu_s"] < 3600  # ansible-test forks for each test: a process of a few milliseconds
     assert found[0]["proc_state"] in ("R", "S")
-    gone = guard_program.read_processes({"gpus": [gpu(processes=[dict(process, pid=2**22 + 1, uid=None)])]}, "no-such-user")
+    gone = gpus.read_processes({"gpus": [gpu(processes=[dict(process, pid=2**22 + 1, uid=None)])]}, "no-such-user")
     assert (gone[0]["uid_ok"], gone[0]["start"], gone[0]["cpu_s"], gone[0]["kind"]) == (False, 0, None, "other")
 
 
 def test_the_health_port_of_a_stopped_runner_is_silent(server):
     process = {"kind": "runner", "unit": "ollama.service", "port": server, "health": None}
     Handler.answers = {"/health": (503, b'{"status":"loading model"}')}
-    guard_program.probe([process], "ollama.service")
+    ollama.probe([process], "ollama.service")
     assert process["health"] == "ok"  # a model that loads answers, so it does not hang
     other = {"kind": "runner", "unit": "session-1.scope", "port": server, "health": None}
-    guard_program.probe([other], "ollama.service")
+    ollama.probe([other], "ollama.service")
     assert other["health"] is None
 
 
@@ -403,13 +415,13 @@ def test_xids_are_read_from_the_kernel_log():
     def run(_command, **_more):
         return subprocess.CompletedProcess([], 0, stdout=XID)
 
-    seen = guard_program.read_xids([{"pci": "00000000:01:00.0", "uuid": "GPU-a"}], 120, run)
+    seen = kernel_log.read_xids([{"pci": "00000000:01:00.0", "uuid": "GPU-a"}], 120, run)
     assert [(one["gpu"], one["xid"]) for one in seen["events"]] == [("GPU-a", 79), ("0000:41:00", 31)]
 
     def broken(*_args, **_more):
         raise FileNotFoundError
 
-    assert guard_program.read_xids([], 120, broken) == {"state": "unreadable", "events": []}
+    assert kernel_log.read_xids([], 120, broken) == {"state": "unreadable", "events": []}
 
 
 # --- one tick ---------------------------------------------------------------------------------
@@ -438,16 +450,16 @@ def holder(pid=4_100_000, mib=9000, comm="ollama"):
 
 @pytest.fixture
 def config(tmp_path, server, monkeypatch):
-    monkeypatch.setattr(guard_program, "DRAIN_LOOK_S", 0)  # one look: how often it looks has its own test
+    monkeypatch.setattr(tick, "REST_PATIENCE_S", 0)  # asked once: how often has its own test
     Handler.answers = {"/api/version": (200, b'{"version":"0.32.15"}'), "/api/ps": (200, b'{"models":[]}')}
-    return guard_program.load_config(write_config(tmp_path, port=server, metrics=True))
+    return files.load_config(write_config(tmp_path, port=server, metrics=True))
 
 
 def ticks(config, count, start=0.0, **more):
     records = []
     for number in range(count):
         out = io.StringIO()
-        record = guard_program.tick(config, clock=later(start + 15 * number), out=out, **more)
+        record = tick.tick(config, clock=later(start + 15 * number), out=out, **more)
         records.append((record, out.getvalue()))
     return records
 
@@ -477,13 +489,13 @@ def test_a_day_of_ticks_leaves_no_growing_file(config, tmp_path):
     sizes = []
     for number in range(200):
         runner = dict(holder(pid=4_100_000 + number % 7, comm="llama-server"), used_mib=9000)
-        guard_program.tick(config, nvml=nvml(runner), clock=later(15 * number), out=io.StringIO())
+        tick.tick(config, nvml=nvml(runner), clock=later(15 * number), out=io.StringIO())
         sizes.append(sum(path.stat().st_size for path in tmp_path.iterdir()))
     assert max(sizes[100:]) <= max(sizes[:100]) + 200
 
 
 def test_a_dry_run_by_hand_changes_nothing(config, tmp_path):
-    record = guard_program.tick(config, dry_run=True, nvml=nvml(), clock=later(0))
+    record = tick.tick(config, dry_run=True, nvml=nvml(), clock=later(0))
     assert record["action"] == "none"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json"]
 
@@ -522,7 +534,7 @@ def test_a_restart_is_left_to_the_privileged_part(config, tmp_path):
     records = act_on_trapped(config)
     assert [record["action"] for record in records].count("restart") == 1
     request = json.loads((tmp_path / "request.json").read_text())
-    assert (request["kind"], request["unit"], set(request), request["go"]) == ("restart", "ollama.service", guard_program.REQUEST_KEYS["restart"], True)
+    assert (request["kind"], request["unit"], set(request), request["go"]) == ("restart", "ollama.service", act.REQUEST_KEYS["restart"], True)
     assert 'actions_total{action="restart"} 1' in (tmp_path / "vram_guard.prom").read_text()
 
 
@@ -533,17 +545,17 @@ def test_what_cannot_be_booked_is_not_done(config, tmp_path, monkeypatch):
     start = watched(config)
     trapped = nvml(holder(comm="llama-server"))
     assert ticks(config, 4, start=start, nvml=trapped)[-1][0]["why"] == "trapped seen 3 times, 4 wanted"
-    full, write = [True], guard_program.write_text
+    full, write = [True], files.write_text
 
     def on_a_full_disk(path, *more):
         if full[0] and path.endswith("/state.json"):
             raise OSError(28, "No space left on device", path)
         return write(path, *more)
 
-    monkeypatch.setattr(guard_program, "write_text", on_a_full_disk)
+    monkeypatch.setattr(state, "write_text", on_a_full_disk)
     for number in range(4):
-        with pytest.raises(guard_program.GuardError, match="without its books the guard does nothing"):
-            guard_program.tick(config, nvml=trapped, clock=later(start + 60 + 15 * number), out=io.StringIO())
+        with pytest.raises(files.GuardError, match="without its state file the guard does nothing"):
+            tick.tick(config, nvml=trapped, clock=later(start + 60 + 15 * number), out=io.StringIO())
     assert json.loads((tmp_path / "request.json").read_text())["go"] is False
     full[0] = False
     assert [record["action"] for record, _line in ticks(config, 8, start=start + 150, nvml=trapped)].count("restart") == 1
@@ -568,41 +580,41 @@ def slots(*busy):
 def test_what_a_runner_is_at(server, answer, count):
     Handler.answers = {"/slots": answer}
     runner = {"kind": "runner", "unit": "ollama.service", "port": server, "health": "ok"}
-    assert guard_program.under_way([runner, runner], "ollama.service") == count  # on two cards it is still one runner
+    assert ollama.under_way([runner, runner], "ollama.service") == count  # on two cards it is still one runner
     hung, strange, other = dict(runner, health="timeout"), dict(runner, unit="x.service"), dict(runner, kind="other")
-    assert guard_program.under_way([hung, strange, other], "ollama.service") == 0
-    assert guard_program.under_way([dict(runner, port=None)], "ollama.service") is None
+    assert ollama.under_way([hung, strange, other], "ollama.service") == 0
+    assert ollama.under_way([dict(runner, port=None)], "ollama.service") is None
 
 
 def test_a_runner_that_works_at_a_batch_counts_and_one_that_is_gone_does_not(monkeypatch):
-    monkeypatch.setattr(guard_program, "HEALTH_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(ollama, "HEALTH_TIMEOUT_S", 0.2)
     runner = {"kind": "runner", "unit": "u", "health": "ok"}
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         runner["port"] = silent.getsockname()[1]
-        assert guard_program.under_way([runner], "u") == 1
-    assert guard_program.under_way([runner], "u") == 0
+        assert ollama.under_way([runner], "u") == 1
+    assert ollama.under_way([runner], "u") == 0
 
 
 def test_rest_is_two_looks_in_a_row():
     said, slept = [2, 0, 1, 0, 0, 5], []
     clock = iter(range(100))
-    assert guard_program.await_rest(lambda: said.pop(0), 50, lambda: next(clock), slept.append) == 0
+    assert ollama.await_rest(lambda: said.pop(0), 50, lambda: next(clock), slept.append) == 0
     assert (said, len(slept)) == ([5], 4)
-    assert guard_program.await_rest(lambda: 3, 5, lambda: next(clock), slept.append) == 3
-    assert guard_program.await_rest(lambda: 0, 0, lambda: 1, slept.append) == 0
+    assert ollama.await_rest(lambda: 3, 5, lambda: next(clock), slept.append) == 3
+    assert ollama.await_rest(lambda: 0, 0, lambda: 1, slept.append) == 0
 
 
 def test_a_restart_waits_for_what_is_under_way_and_others_are_told(config, tmp_path, server, monkeypatch):
     """The server traps memory while a chat runs: no restart before the slots are at rest, none later than the bound."""
-    monkeypatch.setattr(guard_program, "DRAIN_LOOK_S", 0)
-    monkeypatch.setattr(guard_program, "port_of", lambda argv: server)
+    monkeypatch.setattr(tick, "REST_PATIENCE_S", 0)
+    monkeypatch.setattr(gpus, "port_of", lambda argv: server)
     config["mode"] = "act"
     start = watched(config)
     Handler.answers.update({"/health": (200, b"{}"), "/slots": slots(True)})
     runner = holder(pid=4_100_001, mib=12_000, comm="llama-server")
-    monkeypatch.setattr(guard_program, "kind_of", lambda comm, argv: "server" if comm == "ollama" else "runner")
+    monkeypatch.setattr(gpus, "kind_of", lambda comm, argv: "server" if comm == "ollama" else "runner")
     seen = nvml(holder(), runner)
     model = {"name": "q:1", "digest": "d", "size": 11_900 * MIB, "size_vram": 11_900 * MIB, "expires_at": "2319-01-01T00:00:00Z"}
     Handler.answers["/api/ps"] = (200, json.dumps({"models": [model]}).encode())
@@ -638,7 +650,7 @@ def test_what_others_read_is_there_and_goes(config, tmp_path):
     assert status["fence"]["since"] == pytest.approx(CLOCK["wall"] + start + 15)
     assert "only a person" in (tmp_path / "fenced").read_text()
     assert status["at"] == CLOCK["wall"] + start + 30
-    guard_program.lift_fence(config, later(start + 40))
+    commands.lift_fence(config, later(start + 40))
     assert "fenced" not in os.listdir(tmp_path)
     assert json.loads((tmp_path / "status.json").read_text())["fenced"] is False
 
@@ -646,10 +658,10 @@ def test_what_others_read_is_there_and_goes(config, tmp_path):
 def test_an_unload_is_asked_of_the_server_and_a_refusal_is_said(config, server):
     decision = {"action": "unload", "target": {"model": "qwen3:latest"}}
     Handler.answers["/api/generate"] = (200, b"{}")
-    assert guard_program.carry_out(decision, config, CLOCK) == "asked"
+    assert actions.carry_out(decision, config, CLOCK) == "asked"
     assert json.loads(Handler.asked[-1][2]) == {"model": "qwen3:latest", "keep_alive": 0, "stream": False}
     Handler.answers["/api/generate"] = (500, b'{"error":"no"}')
-    assert guard_program.carry_out(decision, config, CLOCK) == 'failed: 500 {"error":"no"}'
+    assert actions.carry_out(decision, config, CLOCK) == 'failed: 500 {"error":"no"}'
 
 
 def test_unreadable_gpus_are_told_and_never_zero(config):
@@ -660,32 +672,32 @@ def test_unreadable_gpus_are_told_and_never_zero(config):
 
 
 def test_status_explain_and_unfence(config, tmp_path):
-    assert "has not run yet" in guard_program.status_text(config, CLOCK)
+    assert "has not run yet" in commands.status_text(config, CLOCK)
     records = act_on_trapped(config)
     end = 30 * 15
     for _turn in range(14):
         records += [record for record, _line in ticks(config, 1, start=end, nvml=nvml(holder(comm="llama-server")))]
         end += 15
     assert records[-1]["action"] == "alert"
-    status = guard_program.status_text(config, later(end))
+    status = commands.status_text(config, later(end))
     assert "FENCED" in status
     assert "1 of 2 left this hour" in status
     assert "so far     unload 0, end 0, restart 1, fence 1;" in status
     assert "GPU-a" in status
-    assert "fence is down" in guard_program.lift_fence(config, later(end))
-    assert guard_program.lift_fence(config, later(end)) == "There was no fence."
-    assert "FENCED" not in guard_program.status_text(config, later(end))
+    assert "fence is removed" in commands.lift_fence(config, later(end))
+    assert commands.lift_fence(config, later(end)) == "There was no fence."
+    assert "FENCED" not in commands.status_text(config, later(end))
     for rule in guard_policy.RULES:
-        assert rule in guard_program.rules_text(config["settings"])
+        assert rule in commands.rules_text(config["settings"])
 
 
 def test_the_command_line(config, tmp_path, capsys):
     path = str(tmp_path / "config.json")
-    assert guard_program.main(["--config", path, "explain"]) == 0
-    assert guard_program.main(["--config", path, "status"]) == 0
-    assert guard_program.main(["--config", path, "unfence"]) == 1
-    assert guard_program.main(["--config", path, "dance"]) == 2
-    assert guard_program.main(["--config", str(tmp_path / "none"), "status"]) == 1
+    assert program.main(["--config", path, "explain"]) == 0
+    assert program.main(["--config", path, "status"]) == 0
+    assert program.main(["--config", path, "unfence"]) == 1
+    assert program.main(["--config", path, "dance"]) == 2
+    assert program.main(["--config", str(tmp_path / "none"), "status"]) == 1
     assert "run it again" in capsys.readouterr().err
 
 
@@ -719,48 +731,49 @@ END = {"kind": "end", "unit": ..., "go": ..., "pid": 4242, "start": 99}
         request(**{**END, "pid": True}),
         request(**{**END, "start": None}),
         "[]",
+        "[" * 4000,
         "{",
         '"restart"',
     ],
 )
 def test_requests_that_are_none_are_refused(config, text):
     config["mode"] = "act"
-    with pytest.raises(guard_program.GuardError, match=r"[Nn]othing was done"):
-        guard_program.checked_request(text, config, CLOCK)
+    with pytest.raises(files.GuardError, match=r"[Nn]othing was done"):
+        act.checked_request(text, config, CLOCK)
 
 
 def test_requests_that_are_meant_are_taken_only_in_act_mode(config):
     config["mode"] = "act"
-    assert guard_program.checked_request(request(), config, CLOCK)["kind"] == "restart"
-    assert guard_program.checked_request(request(**END), config, CLOCK)["pid"] == 4242
+    assert act.checked_request(request(), config, CLOCK)["kind"] == "restart"
+    assert act.checked_request(request(**END), config, CLOCK)["pid"] == 4242
     config["mode"] = "dry_run"
-    with pytest.raises(guard_program.GuardError, match="dry_run"):
-        guard_program.checked_request(request(), config, CLOCK)
+    with pytest.raises(files.GuardError, match="dry_run"):
+        act.checked_request(request(), config, CLOCK)
 
 
 def test_only_a_small_plain_file_of_the_guard_is_read(tmp_path):
     path = tmp_path / "request.json"
     path.write_text("{}")
-    assert guard_program.read_request(str(path), os.getuid()) == "{}"
-    with pytest.raises(guard_program.GuardError):
-        guard_program.read_request(str(path), os.getuid() + 1)
+    assert act.read_request(str(path), os.getuid()) == "{}"
+    with pytest.raises(files.GuardError):
+        act.read_request(str(path), os.getuid() + 1)
     (tmp_path / "link").symlink_to(path)
-    with pytest.raises(guard_program.GuardError):
-        guard_program.read_request(str(tmp_path / "link"), os.getuid())
+    with pytest.raises(files.GuardError):
+        act.read_request(str(tmp_path / "link"), os.getuid())
     os.link(path, tmp_path / "hard")
-    with pytest.raises(guard_program.GuardError):
-        guard_program.read_request(str(path), os.getuid())
+    with pytest.raises(files.GuardError):
+        act.read_request(str(path), os.getuid())
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(guard_program.GuardError):
-        guard_program.read_request(str(tmp_path / "pipe"), os.getuid())
+    with pytest.raises(files.GuardError):
+        act.read_request(str(tmp_path / "pipe"), os.getuid())
     (tmp_path / "big").write_text("x" * 5000)
-    with pytest.raises(guard_program.GuardError):
-        guard_program.read_request(str(tmp_path / "big"), os.getuid())
+    with pytest.raises(files.GuardError):
+        act.read_request(str(tmp_path / "big"), os.getuid())
 
 
 def test_a_restart_restarts_the_unit_of_the_configuration(config, tmp_path, monkeypatch):
     flag = tmp_path / "run" / "drain"
-    monkeypatch.setattr(guard_program, "DRAIN_FLAG", str(flag))
+    monkeypatch.setattr(files, "DRAIN_FLAG", str(flag))
     config["mode"] = "act"
     (tmp_path / "request.json").write_text(request())
     asked = []
@@ -770,40 +783,40 @@ def test_a_restart_restarts_the_unit_of_the_configuration(config, tmp_path, monk
         assert "vram-guard restarts ollama.service" in flag.read_text()
         return subprocess.CompletedProcess(command, 0)
 
-    assert guard_program.act(config, CLOCK, run) == "ollama.service restarted"
+    assert act.act(config, CLOCK, run) == "ollama.service restarted"
     assert asked == [["systemctl", "restart", "ollama.service"]]
-    with pytest.raises(guard_program.GuardError, match="journalctl"):
-        guard_program.act(config, CLOCK, lambda command, **_more: subprocess.CompletedProcess(command, 1))
+    with pytest.raises(files.GuardError, match="journalctl"):
+        act.act(config, CLOCK, lambda command, **_more: subprocess.CompletedProcess(command, 1))
     assert not flag.exists()
     flag.write_text("somebody upgrades the driver")
-    assert guard_program.act(config, CLOCK, lambda command, **_more: subprocess.CompletedProcess(command, 0)) == "ollama.service restarted"
+    assert act.act(config, CLOCK, lambda command, **_more: subprocess.CompletedProcess(command, 0)) == "ollama.service restarted"
     assert flag.read_text() == "somebody upgrades the driver"
 
 
 def test_a_restart_that_is_due_no_more_is_none(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(guard_program, "DRAIN_FLAG", str(tmp_path / "drain"))
+    monkeypatch.setattr(files, "DRAIN_FLAG", str(tmp_path / "drain"))
     config["mode"] = "act"
     (tmp_path / "request.json").write_text(request(go=False))
-    monkeypatch.setattr(guard_program.time, "sleep", None)
+    monkeypatch.setattr(act.time, "sleep", None)
     # Its clock is another than that of the first look, so the second look finds it too old.
-    assert "due no more" in guard_program.act(config, CLOCK, None)
+    assert "no longer due" in act.act(config, CLOCK, None)
     assert not (tmp_path / "drain").exists()
 
 
 def test_it_goes_when_the_guard_says_so_and_not_for_ever():
     wait = {"kind": "restart", "go": False}
     said, slept = [wait, wait, dict(wait, go=True)], []
-    assert guard_program.await_go(wait, lambda: said.pop(0), 100, lambda: 0, slept.append) is True
+    assert act.await_go(wait, lambda: said.pop(0), 100, lambda: 0, slept.append) is True
     assert len(slept) == 3
-    assert guard_program.await_go(dict(wait, go=True), None, 100, lambda: 0, slept.append) is True
-    assert guard_program.await_go(wait, lambda: {"kind": "end"}, 100, lambda: 0, slept.append) is False
+    assert act.await_go(dict(wait, go=True), None, 100, lambda: 0, slept.append) is True
+    assert act.await_go(wait, lambda: {"kind": "end"}, 100, lambda: 0, slept.append) is False
     clock = iter(range(100))
-    assert guard_program.await_go(wait, lambda: wait, 5, lambda: next(clock), slept.append) is False
+    assert act.await_go(wait, lambda: wait, 5, lambda: next(clock), slept.append) is False
 
     def gone():
-        raise guard_program.GuardError("no request")
+        raise files.GuardError("no request")
 
-    assert guard_program.await_go(wait, gone, 100, lambda: 0, slept.append) is False
+    assert act.await_go(wait, gone, 100, lambda: 0, slept.append) is False
 
 
 def test_every_objection_to_ending_a_process(config):
@@ -820,8 +833,8 @@ def test_every_objection_to_ending_a_process(config):
         "ppid": 50,
     }
     asked = {"pid": 4242, "start": 99}
-    assert guard_program.objections(asked, good, config) == []
-    assert guard_program.objections(asked, dict(good, unit="session-1.scope", ppid=1), config) == []
+    assert act.objections(asked, good, config) == []
+    assert act.objections(asked, dict(good, unit="session-1.scope", ppid=1), config) == []
     for wrong in (
         {"start": 100},
         {"uid": me.pw_uid + 1},
@@ -832,7 +845,7 @@ def test_every_objection_to_ending_a_process(config):
         {"kind": "server"},
         {"unit": "session-1.scope", "ppid": 50},
     ):
-        assert len(guard_program.objections(asked, dict(good, **wrong), config)) == 1, wrong
+        assert len(act.objections(asked, dict(good, **wrong), config)) == 1, wrong
 
 
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
@@ -851,19 +864,88 @@ def test_a_real_process_is_ended_and_no_other(config, tmp_path, monkeypatch, pro
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as victim:
         try:
             assert victim.stdout.readline() == b"up\n"
-            stat = guard_program.process_stat(victim.pid)
+            stat = gpus.process_stat(victim.pid)
             config["settings"] = dict(config["settings"], unit=_guard_unit(victim.pid))
             wrong = {"pid": victim.pid, "start": stat["start"] + 1}
-            with pytest.raises(guard_program.GuardError, match="another process"):
-                guard_program.end_process(wrong, config)
+            with pytest.raises(files.GuardError, match="another process"):
+                act.end_process(wrong, config)
             assert victim.poll() is None
-            monkeypatch.setattr(guard_program, "_gone", lambda handle, _patience, gone=guard_program._gone: gone(handle, 0.5))
+            monkeypatch.setattr(act, "_gone", lambda handle, _patience, gone=act._gone: gone(handle, 0.5))
             # Until somebody waits for it a child is a zombie; its pidfd is readable all the same.
-            assert guard_program.end_process({"pid": victim.pid, "start": stat["start"]}, config).startswith(f"PID {victim.pid} ended")
+            assert act.end_process({"pid": victim.pid, "start": stat["start"]}, config).startswith(f"PID {victim.pid} ended")
             assert victim.wait(10) == -(signal.SIGKILL if program == STUBBORN else signal.SIGTERM)
         finally:
             victim.kill()
-    assert "gone already" in guard_program.end_process({"pid": 2**22 - 1, "start": 1}, config)
+    assert "gone already" in act.end_process({"pid": 2**22 - 1, "start": 1}, config)
+
+
+def apart(function):
+    """``(exit status, text)`` of a function called in a forked process: it may give up root there."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            text, code = function(), 0
+        except Exception as error:
+            text, code = f"{type(error).__name__}: {error}", 1
+        os.write(writer, str(text).encode())
+        os._exit(code)
+    os.close(writer)
+    with os.fdopen(reader, encoding="utf-8") as said:
+        text = said.read()
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), text
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not hasattr(os, "pidfd_open"), reason="only root can give up root")
+@pytest.mark.parametrize(("owner", "ended"), [("root", False), ("daemon", False), ("nobody", True)])
+def test_the_kernel_lets_the_helper_signal_the_servers_processes_only(config, monkeypatch, owner, ended):
+    monkeypatch.setattr(act, "objections", lambda *_arguments: [])
+    config.update(user="nobody")
+    with subprocess.Popen(["/bin/sleep", "600"], user=owner, group="nogroup", extra_groups=[]) as victim:
+        try:
+            asked = {"pid": victim.pid, "start": gpus.process_stat(victim.pid)["start"]}
+            status, text = apart(lambda: act.end_process(asked, config))
+            if ended:
+                assert (status, victim.wait(10)) == (0, -signal.SIGTERM), text
+            else:
+                assert (status, victim.poll()) == (1, None), text
+                assert text.startswith("PermissionError")
+        finally:
+            victim.kill()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give up root")
+def test_there_is_no_way_back_to_root():
+    def tried():
+        act.become(65534, 65534)
+        for way in (lambda: os.setresuid(0, 0, 0), lambda: os.seteuid(0), lambda: os.setresgid(0, 0, 0), lambda: os.setgroups([0])):
+            with pytest.raises(PermissionError):
+                way()
+        return os.getresuid(), os.getresgid(), os.getgroups()
+
+    assert apart(tried) == (0, str(((65534,) * 3, (65534,) * 3, [])))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give up root")
+def test_unfencing_as_root_follows_no_link_out_of_the_guards_folder(config, tmp_path):
+    """The folder is the guard's own: whatever it plants there, root does not write through."""
+    folder, prize = tmp_path / "state", tmp_path / "prize"
+    folder.mkdir()
+    prize.write_text("root's")
+    for above in tmp_path.parents[:-2]:
+        above.chmod(above.stat().st_mode | 0o11)
+    tmp_path.chmod(0o755)
+    config.update(mode="act", state_dir=str(folder))
+    lost = gpu(state="lost", processes=None, used_mib=None, free_mib=None, total_mib=None)
+    ticks(config, 3, nvml=lambda: {"state": "ok", "message": None, "gpus": [lost]})
+    os.chown(folder, 65534, 65534)
+    (folder / "state.json.new").symlink_to(prize)
+    status, _text = apart(lambda: commands.lift_fence(config, later(40)))
+    assert (status, prize.read_text()) == (1, "root's")
+    (folder / "state.json.new").unlink()
+    status, text = apart(lambda: commands.lift_fence(config, later(40)))
+    assert (status, "fence is removed" in text) == (0, True)
+    assert (folder / "state.json").stat().st_uid == 65534
 
 
 def _guard_unit(pid):
@@ -875,11 +957,12 @@ def _guard_unit(pid):
 
 def test_the_program_starts_without_site_and_without_what_a_quiet_tick_does_not_need():
     """What a tick imports is what it costs: see bench/guard.py."""
-    lib = guard_program.__file__.rpartition("/ansible_collections/")[0]
+    lib = program.__file__.rpartition("/ansible_collections/")[0]
     code = (
         f"import sys; sys.path.insert(0, {lib!r})\n"
         "from ansible_collections.gpufleet.llm.plugins.module_utils._guard import program\n"
-        "program.ask_nvml()\n"
+        "from ansible_collections.gpufleet.llm.plugins.module_utils._guard import gpus\n"
+        "gpus.ask_nvml()\n"
         "heavy = {'pynvml', 'http.client', 'urllib.request', 'argparse', 'ssl', 'email', 'logging', 'asyncio', 'dataclasses', 'typing', 'subprocess'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )

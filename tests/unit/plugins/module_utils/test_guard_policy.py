@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ansible_collections.gpufleet.llm.plugins.module_utils._guard import policy as guard_policy
-from ansible_collections.gpufleet.llm.plugins.module_utils._guard import program as guard_program
+from ansible_collections.gpufleet.llm.plugins.module_utils._guard import state, tick
+from ansible_collections.gpufleet.llm.plugins.module_utils._guard.policy import signals
 
 DEFAULTS = guard_policy.DEFAULTS
 PLAN = {"state": "ok", "detail": "", "models": {"a:latest": 9000.0, "b:latest": 5000.0}}
@@ -106,15 +107,15 @@ def run(story, plan=..., options=None, mode="act"):
     plan = PLAN if plan is ... else plan
     options = DEFAULTS if options is None else options
     clock = {"wall": 1_800_000_000.0, "mono": 100.0, "boot": "b"}
-    text = guard_program.dump_state(dict(guard_policy.fresh(), mode=mode), clock, {})
+    text = state.dump_state(dict(guard_policy.fresh(), mode=mode), clock, {})
     seen = []
     for sample, times, pace in story:
         for _turn in range(times):
             clock = dict(clock, wall=clock["wall"] + pace, mono=clock["mono"] + pace)
-            history, now, _step, trouble = guard_program.parse_state(text, clock)
+            history, now, _step, trouble = state.parse_state(text, clock)
             assert trouble is None
-            decision, history = guard_program.think(history, sample, plan, {"settings": options}, now, mode)
-            text = guard_program.dump_state(history, clock, {})
+            decision, history = tick.think(history, sample, plan, {"settings": options}, now, mode)
+            text = state.dump_state(history, clock, {})
             seen.append((now, sample, decision))
     return seen
 
@@ -287,11 +288,11 @@ def test_steady_growth_tells_a_slope_from_a_step():
     options = dict(DEFAULTS)
     slope = [[60.0 * minute, 12000 + 20 * minute] for minute in range(17)]
     step = [[60.0 * minute, 12000 + (400 if minute > 7 else 0)] for minute in range(17)]
-    assert round(guard_policy.steady_growth(slope, options)) == 1200
-    assert guard_policy.steady_growth(step, options) is None
-    assert guard_policy.steady_growth(slope[:10], options) is None
+    assert round(signals.steady_growth(slope, options)) == 1200
+    assert signals.steady_growth(step, options) is None
+    assert signals.steady_growth(slope[:10], options) is None
     noisy = [[when, value + (60 if index % 2 else -60)] for index, (when, value) in enumerate(slope)]
-    assert guard_policy.steady_growth(noisy, options) > 1000
+    assert signals.steady_growth(noisy, options) > 1000
 
 
 def test_the_pause_between_actions_doubles():

@@ -42,6 +42,7 @@ def test_what_the_server_hands_on_is_let_through(key):
         ({"OLLAMA_MAX_TRANSFER_STREAMS": "8k"}, ["8k", "whole number"]),
         ({"LLAMA_ARG_RPC": "a\nb"}, ["LLAMA_ARG_RPC", "line break"]),
         ({"HTTPS_PROXY": "http://me:secret@proxy:3128"}, ["HTTPS_PROXY", "credentials"]),
+        ({"OLLAMA_CLOUD_BASE_URL": "http://me:secret@proxy:3128"}, ["OLLAMA_CLOUD_BASE_URL", "credentials"]),
     ],
 )
 def test_what_would_be_misread_is_refused(extra, words):

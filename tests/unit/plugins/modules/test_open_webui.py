@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 import os
-import pathlib
-import re
 import sqlite3
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
 
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import runner_options
 from ansible_collections.gpufleet.llm.plugins.module_utils._open_webui import client as open_webui_client
+from ansible_collections.gpufleet.llm.plugins.module_utils._open_webui import declared as declared_entries
 from ansible_collections.gpufleet.llm.plugins.modules import (
     open_webui_backup,
     open_webui_config,
@@ -163,7 +163,7 @@ def test_model_refusals_say_why(call, server):
     url, state = server
     options = {"url": url, "token": state.token, "id": "qwen:latest"}
     assert "there is no group Nobody; Open WebUI has Staff" in call(open_webui_model, **options, access="groups", groups=["Nobody"])["msg"]
-    assert "does not answer" in call(open_webui_model, **{**options, "url": "http://127.0.0.1:9"})["msg"]
+    assert "Nothing answers at" in call(open_webui_model, **{**options, "url": "http://127.0.0.1:9"})["msg"]
     assert call(open_webui_model, check=True, **{**options, "url": "http://127.0.0.1:9"})["changed"]
 
 
@@ -402,33 +402,27 @@ def test_venv_says_what_it_would_build_and_refuses_other_pythons(call, tmp_path)
 
 # --- What the role hands to the modules ---
 
-NO_RUNNER_OPTIONS = dict.fromkeys(open_webui_client.RUNNER_OPTIONS)
+NO_RUNNER_OPTIONS = dict.fromkeys(runner_options.ALL)
 
 
 def test_models_of_the_page_follow_the_declared_ones():
     declared = [{"name": "qwen3-14b-4090"}, {"name": "old", "state": "absent"}]
-    assert open_webui_client.page_models(None, declared) == [
+    assert declared_entries.page_models(None, declared) == [
         {"id": "qwen3-14b-4090:latest", "name": "qwen3-14b-4090", "access": "everyone", "state": "present", "capabilities": {"builtin_tools": False},
          "params": NO_RUNNER_OPTIONS}
     ]  # fmt: skip
-    own = open_webui_client.page_models(
+    own = declared_entries.page_models(
         [{"id": "mine", "base": "hf.co/x/y", "capabilities": {"builtin_tools": True, "vision": False}, "access": "groups"}], declared
     )
     assert own[0]["id"] == "mine" and own[0]["base"] == "hf.co/x/y:latest" and own[0]["capabilities"] == {"builtin_tools": True, "vision": False}
-    assert open_webui_client.page_models([], declared) == []
+    assert declared_entries.page_models([], declared) == []
     # What was set on the page goes, what the inventory asks for stays.
-    given = open_webui_client.page_models([{"id": "mine", "params": {"num_ctx": 8192, "temperature": 0.6}}])[0]
+    given = declared_entries.page_models([{"id": "mine", "params": {"num_ctx": 8192, "temperature": 0.6}}])[0]
     assert given["params"] == {**NO_RUNNER_OPTIONS, "num_ctx": 8192, "temperature": 0.6}
     observed = {"base": None, "name": "mine", "description": "", "active": True, "access": "everyone", "groups": [], "capabilities": {"builtin_tools": False},
                 "params": {"num_ctx": 2048, "top_k": 5}}  # fmt: skip
-    wanted = open_webui_client.wanted_model(observed, open_webui_client.page_models([{"id": "mine"}])[0])
+    wanted = open_webui_client.wanted_model(observed, declared_entries.page_models([{"id": "mine"}])[0])
     assert wanted["params"] == {"top_k": 5} and open_webui_client.difference(observed, wanted) == ["params"]
-
-
-def test_the_runners_options_are_those_that_the_filter_takes_out():
-    text = (pathlib.Path(__file__).resolve().parents[4] / "roles/open_webui/files/context_filter.py").read_text(encoding="utf-8")
-    named = re.search(r"^RUNNER_OPTIONS = \((.*?)^\)", text, re.MULTILINE | re.DOTALL).group(1)
-    assert tuple(re.findall(r'"(\w+)"', named)) == open_webui_client.RUNNER_OPTIONS
 
 
 @pytest.mark.parametrize(
@@ -437,10 +431,10 @@ def test_the_runners_options_are_those_that_the_filter_takes_out():
 )
 def test_models_of_the_page_that_cannot_be_meant(entries, said):
     with pytest.raises(open_webui_client.OpenWebuiError, match=said):
-        open_webui_client.page_models(entries)
+        declared_entries.page_models(entries)
 
 
 def test_accounts_that_cannot_be_meant_tell_no_password():
     with pytest.raises(open_webui_client.OpenWebuiError, match="has passwd for a@b") as told:
-        open_webui_client.page_users([{"email": "a@b", "passwd": "never-shown"}])
+        declared_entries.page_users([{"email": "a@b", "passwd": "never-shown"}])
     assert "never-shown" not in str(told.value)
