@@ -45,9 +45,9 @@ def _version(root: str, module: str, version: str, linked: set[str]) -> list[dic
                 # The link is relative to the module's folder, or absolute on the host.
                 ways = (f"{version}/{kernel}/{arch}", f"/{folder}/{kernel}/{arch}")
                 states[kernel] = ("installed" if linked.intersection(ways) else "built", None)
-    kernel, error = first_build_error(text_or_none(os.path.join(root, folder, "build/make.log")) or "")
+    failed, error = first_build_error(text_or_none(os.path.join(root, folder, "build/make.log")) or "")
     if error:
-        states[kernel] = ("failed", error)
+        states[failed] = ("failed", error)
     if not states:
         states[None] = ("added", None)
     return [

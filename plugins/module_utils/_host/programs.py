@@ -23,7 +23,7 @@ PACKAGE = "gpufleet_llm"
 # The packages, and modules beside them, that a program imports, directly or through another one.
 PACKAGES = {
     "vram_guard": ("_guard", "_gpu", "_host", "_stats.py"),
-    "open_webui_retention": ("_open_webui", "_ollama", "_http.py"),
+    "open_webui_retention": ("_open_webui", "_ollama", "_host", "_http.py"),
     "soak": ("_soak", "_guard", "_gpu", "_host", "_ollama", "_http.py", "_stats.py"),
 }
 

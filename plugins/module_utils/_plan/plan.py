@@ -421,7 +421,7 @@ def _offer(cards, reserve_mib):
 
 
 def _does_not_fit(entry, cards, reserve_mib, suggestions):
-    """The sentence of house-style.md: found, wanted, what to do."""
+    """One sentence of what was found, one of what was wanted, one of what to do."""
     slots = f"{entry['num_parallel']} slot{'s' if entry['num_parallel'] > 1 else ''}"
     least = "" if entry["compute_mib"] is not None and entry["kv_mib"] is not None else "at least "
     text = (
