@@ -1,0 +1,14 @@
+# Copyright (c) 2026, gpufleet.llm maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+from ansible_collections.gpufleet.llm.plugins.module_utils._driver import settings as driver_settings
+
+
+class FilterModule:
+    """The filter gpufleet.llm.driver_problems."""
+
+    def filters(self):
+        return {"driver_problems": driver_settings.problems}
