@@ -27,8 +27,10 @@ sys.path[:0] = [str(REPO / ".collections"), str(REPO / "lab/services")]
 
 import make_mirror  # noqa: E402
 
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import apply as ollama_apply
 from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import client as ollama_client  # noqa: E402
-from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import model as ollama_model
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import declaration as ollama_declaration
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import store as ollama_store
 from ansible_collections.gpufleet.llm.tests.unit.plugins import ollama_server  # noqa: E402
 
 READS, LIMIT_MS = 3, 50
@@ -38,18 +40,18 @@ UNIT = "tests/unit/plugins/module_utils/test_ollama_model.py::test_any_declarati
 def once(url, entry, check=False, state="present"):
     """What became of one declaration, as the module does it: changed, differs, actions, requests, writes, ms, digest."""
     client = ollama_client.Client(url, timeout=120)
-    store, result = ollama_model.Store(client), ollama_model.Result(check)
+    store, result = ollama_store.Store(client), ollama_store.Result(check)
     if state == "present":
-        ollama_model.ensure_present(client, store, ollama_model.declare(entry), result)
+        ollama_apply.ensure_present(client, store, ollama_declaration.declare(entry), result)
     else:
-        ollama_model.ensure_absent(client, store, entry["name"], result)
+        ollama_apply.ensure_absent(client, store, entry["name"], result)
     told = {
         "changed": result.changed, "differs": result.differs, "actions": [one for one in result.actions if not one.startswith("unload")],
-        "requests": len(client.requests), "writes": client.writes, "ms": round(1000 * client.seconds, 1),
+        "requests": len(client.server.requests), "writes": client.server.writes, "ms": round(1000 * client.server.seconds, 1),
     }  # fmt: skip
     client.close()
     client = ollama_client.Client(url)
-    told["digest"] = ollama_model.Store(client).digest(entry["name"])
+    told["digest"] = ollama_store.Store(client).digest(entry["name"])
     client.close()
     return told
 

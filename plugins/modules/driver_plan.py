@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: driver_plan
 short_description: What stands between a host and the NVIDIA driver that is wanted
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - Compares the packages that a driver of one source, branch and flavour consists of with those that the host has, and says what one apt transaction
     would have to do, what has to be held, and what speaks against it.
@@ -247,7 +247,7 @@ from ansible.module_utils.urls import open_url
 
 from ansible_collections.gpufleet.llm.plugins.module_utils._driver import packages as driver_packages
 from ansible_collections.gpufleet.llm.plugins.module_utils._driver import state as driver_state
-from ansible_collections.gpufleet.llm.plugins.module_utils._host import facts as host_facts
+from ansible_collections.gpufleet.llm.plugins.module_utils._host import facts, files, units
 
 
 def fetch_index(address):
@@ -277,9 +277,9 @@ def observe(asked):
     return dict(
         found,
         foreign_sources=seen["sources"],
-        files_differ=[one["path"] for one in asked["files"] + kept if host_facts.read_text(one["path"]) != one["content"]],
-        units=host_facts.units(asked["units"]),
-        initramfs=shutil.which("update-initramfs", path=host_facts.SEARCH_PATH) is not None,
+        files_differ=[one["path"] for one in asked["files"] + kept if files.text_or_none(one["path"]) != one["content"]],
+        units=units.units(asked["units"]),
+        initramfs=shutil.which("update-initramfs", path=facts.SEARCH_PATH) is not None,
     )
 
 
@@ -314,7 +314,7 @@ def main():
     )
     try:
         module.exit_json(changed=False, **observe(module.params))
-    except (driver_state.DriverError, driver_packages.PackagesError, host_facts.HostError) as error:
+    except (driver_state.DriverError, driver_packages.PackagesError, units.HostError) as error:
         module.fail_json(msg=str(error))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: fleet_look
 short_description: Is a host still what was made of it? One look at everything
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - Looks at driver, cards, models, memory against the serving plan, units, ports, sandboxes, the guard's books, certificates, backups
     and every managed file in one round trip, and judges it.

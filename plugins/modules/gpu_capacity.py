@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: gpu_capacity
 short_description: Plan whether models with their contexts fit the graphics cards, before anything is downloaded
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - Says, term by term in MiB, what each model takes on which card with its context, parallel slots and KV cache type, and what to change
     where it does not fit. Every suggestion was checked to fit.

@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: gpu_info
 short_description: The NVIDIA GPUs of a host, their driver, and who uses them
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - Reads every GPU through NVML, and the driver as it is loaded, on disk for every installed kernel, and as a library.
   - Says what is the matter where there is no GPU, no driver, no library, a library of another version, or a GPU that
@@ -221,22 +221,22 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.common.respawn import has_respawned, respawn_module
 
 from ansible_collections.gpufleet.llm.plugins.module_utils._driver import state as driver_state
-from ansible_collections.gpufleet.llm.plugins.module_utils._gpu import nvml
+from ansible_collections.gpufleet.llm.plugins.module_utils._gpu import client, sample
 
 
 def observe(asked):
     """Everything that the module returns, for its options."""
-    taken = nvml.sample()
+    taken = sample.sample()
     seen = driver_state.observe(asked["path_rootfs"], taken)
     problems = driver_state.judge(seen, taken, asked["ollama_version"], asked["expected_gpus"])
     capabilities = [gpu["compute_capability"] for gpu in taken["gpus"] if gpu["compute_capability"]]
-    ml_py, deprecated = nvml.client_versions()
+    ml_py, deprecated = client.versions()
     return {
         "state": taken["state"],
         "message": taken["message"],
         "source": taken["source"],
         "gpus": [{key: value for key, value in gpu.items() if key != "processes"} for gpu in taken["gpus"]],
-        "processes": nvml.processes(taken),
+        "processes": sample.processes(taken),
         "driver": dict(
             seen,
             branch=taken["driver_branch"],

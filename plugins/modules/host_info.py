@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: host_info
 short_description: Look at everything that a role's preflight asks of a host, once
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - Reads the distribution, systemd's version, free space, links and files, who listens on a port, and the state of units, in one round trip.
   - Changes nothing.
@@ -76,11 +76,13 @@ memory_mib:
   returned: always
   sample: {total: 64000, available: 60000}
 paths:
-  description: For each path its kind (file, directory, link, other, absent), link target, owner, group, mode, size in bytes and free space in MiB.
+  description:
+    For each path its kind (file, directory, link, other, absent), link target, owner, group, mode, size in bytes and free space in MiB;
+    refusal is empty, or says through which link in the path somebody else than root could lead root elsewhere.
   type: dict
   returned: always
   sample:
-    /opt/ollama/current: {kind: link, target: 0.32.15, owner: root, group: root, mode: "0777", size: 7, free_mib: 51200}
+    /opt/ollama/current: {kind: link, target: 0.32.15, owner: root, group: root, mode: "0777", size: 7, free_mib: 51200, refusal: ""}
 listeners:
   description: For each port the listening sockets with address, pid, command and systemd unit.
   type: dict
@@ -116,7 +118,7 @@ uid:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gpufleet.llm.plugins.module_utils._host import facts as host_facts
+from ansible_collections.gpufleet.llm.plugins.module_utils._host import facts, units
 
 
 def main():
@@ -131,8 +133,8 @@ def main():
     )
     asked = module.params
     try:
-        seen = host_facts.observe(asked["paths"], asked["ports"], asked["units"], asked["commands"])
-    except host_facts.HostError as error:
+        seen = facts.observe(asked["paths"], asked["ports"], asked["units"], asked["commands"])
+    except units.HostError as error:
         module.fail_json(msg=str(error))
     module.exit_json(changed=False, **seen)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: ollama_info
 short_description: Look at an Ollama server, its models, and how they compare with what is declared
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - Tells the server's version, the models in its store and those in memory, with their digests.
   - Can read the settings that the running service really has, from the environment of its process.
@@ -226,10 +226,12 @@ import os
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import client as ollama_client
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import declaration as ollama_declaration
 from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import declared as ollama_declared
-from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import model as ollama_model
-from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import modelfile
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import names as ollama_names
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import parameters as ollama_parameters
 from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import service as ollama_service
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import store as ollama_store
 
 
 def main():
@@ -255,8 +257,8 @@ def main():
         told, warnings = look(params, entries, service, must_answer=params["must_answer"] and not module.check_mode)
     except (
         ollama_client.OllamaError,
-        ollama_model.ModelError,
-        modelfile.ModelfileError,
+        ollama_declaration.ModelError,
+        ollama_parameters.ModelfileError,
         ollama_service.ServiceError,
         ValueError,
     ) as error:
@@ -280,7 +282,7 @@ def look(params, entries, service, must_answer):
         told["declared"] = [with_modelfile(entry.predicted(), entry, params["modelfiles"]) for entry in entries]
         told.update(measured={}, measured_pending=False, plan_pending=bool(params["plan"]))
         return told, [f"{error} The server is taken to have no models yet."] if params["must_answer"] else []
-    store = ollama_model.Store(client)
+    store = ollama_store.Store(client)
     ps = client.ps()
     remembered = ollama_declared.Measured.read(params["measured"], version, (service or {}).get("settings"), params["planned"])
     compared, warnings = [], []
@@ -299,7 +301,7 @@ def look(params, entries, service, must_answer):
         "measured_pending": bool(params["measured"]) and (measured, params["wishes"]) != (remembered.held, remembered.wishes),
         "plan_pending": bool(params["plan"]) and (not os.path.exists(params["plan"]) or params["wishes"] != remembered.wishes),
         "undeclared": ollama_declared.undeclared([entry.declared for entry in entries if entry.declared], store.all()),
-        "requests": {"count": len(client.requests), "seconds": round(client.seconds, 4)},
+        "requests": {"count": len(client.server.requests), "seconds": round(client.server.seconds, 4)},
     }
     return told, warnings
 
@@ -310,7 +312,7 @@ def model(tag):
         "name": name,
         "digest": tag.get("digest"),
         "size": tag.get("size"),
-        "is_source": ollama_model.is_source(name),
+        "is_source": ollama_names.is_source(name),
         "details": tag.get("details") or {},
     }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: ollama_model
 short_description: Declare a model of an Ollama server
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - Has a model in the server's store as it is declared, loaded, unloaded, or absent.
   - Compares what the server holds with what the declaration and its base come to, and creates a model only where they differ.
@@ -254,10 +254,15 @@ requests:
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import apply as ollama_apply
 from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import client as ollama_client
-from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import model as ollama_model
-from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import modelfile
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import declaration as ollama_declaration
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import difference as ollama_difference
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import load as ollama_load
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import names as ollama_names
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import parameters as ollama_parameters
 from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import service as ollama_service
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import store as ollama_store
 
 SOURCES = ("from", "gguf", "modelfile", "modelfile_path")
 
@@ -308,34 +313,34 @@ def declared_by(params):
             with open(path, encoding="utf-8") as source:
                 entry["modelfile"], folder = source.read(), path.rpartition("/")[0] or "/"
         except (OSError, ValueError) as error:
-            raise ollama_model.ModelError(f"The Modelfile {path} cannot be read: {error}. Wanted a text file on the managed host.") from None
+            raise ollama_declaration.ModelError(f"The Modelfile {path} cannot be read: {error}. Wanted a text file on the managed host.") from None
     if params["state"] == "loaded" and not any(params[key] for key in SOURCES) and not params["base_digest"] and params["pull"] == "missing":
         if any(params[key] for key in ("parameters", "template", "system", "license", "messages", "adapter", "renderer", "parser", "quantize")):
-            return ollama_model.declare(entry, folder)
+            return ollama_declaration.declare(entry, folder)
         return None
-    return ollama_model.declare(entry, folder)
+    return ollama_declaration.declare(entry, folder)
 
 
 def perform(client, params, result):
     """Bring about the state; what to return of it beside `result`."""
-    name, state, patience = ollama_client.short_name(params["name"]), params["state"], params["unload_timeout"]
-    store, told = ollama_model.Store(client), {"name": name}
+    name, state, patience = ollama_names.short_name(params["name"]), params["state"], params["unload_timeout"]
+    store, told = ollama_store.Store(client), {"name": name}
     if state == "absent":
-        ollama_model.ensure_absent(client, store, name, result, patience)
+        ollama_apply.ensure_absent(client, store, name, result, patience)
         return {**told, "digest": None}
     if state == "unloaded":
-        ollama_model.ensure_unloaded(client, name, result, patience)
+        ollama_load.ensure_unloaded(client, name, result, patience)
         return {**told, "digest": store.digest(name), "loaded": False}
-    keep_alive = ollama_model.check_keep_alive(params["keep_alive"])
+    keep_alive = ollama_declaration.check_keep_alive(params["keep_alive"])
     declared = declared_by(params)
     if declared:
-        ollama_model.ensure_present(client, store, declared, result, patience)
+        ollama_apply.ensure_present(client, store, declared, result, patience)
     if state == "loaded":
         if result.check and result.changed:
             result.act(f"load {name}")
             told["loaded"] = False
         else:
-            entry = ollama_model.ensure_loaded(client, store, name, keep_alive, result, patience)
+            entry = ollama_load.ensure_loaded(client, store, name, keep_alive, result, patience)
             told["loaded"] = entry is not None
             if entry:
                 told.update(measured(client, name, entry, params, result))
@@ -350,10 +355,10 @@ def perform(client, params, result):
 
 def measured(client, name, entry, params, result):
     """What /api/ps says of the loaded model; fails when it is not wholly on the GPU and has to be."""
-    problem = ollama_model.offload_problem(name, entry)
+    problem = ollama_load.offload_problem(name, entry)
     if problem and not params["allow_offload"] and not (result.check and result.changed):
         layout = ollama_service.layout(params["unit"], result.loaded_at) if params["unit"] and result.loaded_at else None
-        raise ollama_model.ModelError(problem + ollama_model.take_back(client, name, result, layout, params["unload_timeout"]))
+        raise ollama_declaration.ModelError(problem + ollama_load.take_back(client, name, result, layout, params["unload_timeout"]))
     asked, got = (params["parameters"] or {}).get("num_ctx"), entry.get("context_length")
     if asked and got and str(asked).isdigit() and got < int(asked):
         result.warnings.append(
@@ -370,30 +375,30 @@ def main():
         required_by={"gguf_sha256": ["gguf"]},
     )
     params = module.params
-    result = ollama_model.Result(check=module.check_mode)
+    result = ollama_store.Result(check=module.check_mode)
     client = told = None
     try:
         # A declaration is judged before the server is asked anything.
         declared_by(params) if params["state"] in ("present", "loaded") else None
-        ollama_model.check_keep_alive(params["keep_alive"])
+        ollama_declaration.check_keep_alive(params["keep_alive"])
         client = ollama_client.Client(params["url"], timeout=params["timeout"])
         told = perform(client, params, result)
     except ollama_client.OllamaError as error:
         if not (module.check_mode and error.down):
             module.fail_json(msg=str(error), changed=result.changed and not module.check_mode, actions=result.actions)
         told = predicted_without_server(params, result, error)
-    except (ollama_model.ModelError, modelfile.ModelfileError, ValueError) as error:
+    except (ollama_declaration.ModelError, ollama_parameters.ModelfileError, ValueError) as error:
         module.fail_json(msg=str(error), changed=result.changed and not module.check_mode, actions=result.actions)
     for warning in result.warnings:
         module.warn(warning)
-    before, after = ollama_model.as_modelfile(result.before), ollama_model.as_modelfile(result.after)
+    before, after = ollama_difference.as_modelfile(result.before), ollama_difference.as_modelfile(result.after)
     module.exit_json(
         changed=result.changed,
         differs=result.differs,
         actions=result.actions,
         bytes_pulled=result.bytes_pulled,
         bytes_uploaded=result.bytes_uploaded,
-        requests={"count": len(client.requests), "writes": client.writes, "seconds": round(client.seconds, 4)},
+        requests={"count": len(client.server.requests), "writes": client.server.writes, "seconds": round(client.server.seconds, 4)},
         diff={"before": before, "after": after, "before_header": params["name"], "after_header": params["name"]},
         **told,
     )
@@ -401,7 +406,7 @@ def main():
 
 def predicted_without_server(params, result, error):
     """In check mode on a host that has no server yet: everything that is wanted is still to be made."""
-    name = ollama_client.short_name(params["name"])
+    name = ollama_names.short_name(params["name"])
     result.warnings.append(f"{error} The prediction for {name} takes the server to have no models yet.")
     told = {"name": name, "digest": None}
     if params["state"] in ("present", "loaded"):

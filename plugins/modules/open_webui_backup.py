@@ -9,10 +9,11 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: open_webui_backup
 short_description: Copy Open WebUI's data, put a copy back, or compare with one
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - Copies the SQLite database through a read-only connection and SQLite's own backup, which is safe with the write-ahead log whether the
     service runs or not; the uploads with it. A copy is complete or not there.
+  - What is read or written in the folder of the data is read and written as that folder's owner, so no link in it leads root anywhere.
   - With O(marker) it keeps a note of an upgrade under way, so that the next run knows what an interrupted one left.
 author:
   - The gpufleet.llm maintainers (@gpufleet)
@@ -90,6 +91,7 @@ removed:
 """
 
 import os
+import tarfile
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -118,8 +120,8 @@ def main():
         module.exit_json(**states[asked["state"]](asked, module.check_mode))
     except backup.BackupError as error:
         module.fail_json(msg=str(error))
-    except OSError as error:
-        module.fail_json(msg=f"{error.filename or asked['backup_dir']}: {error.strerror}; the copy is not complete and does not count.")
+    except (OSError, tarfile.TarError) as error:
+        module.fail_json(msg=f"{asked['backup_dir']}: {error}; the copy is not complete and does not count.")
 
 
 def present(asked, check_mode):
@@ -146,7 +148,7 @@ def restored(asked, check_mode):
 def verified(asked, check_mode):
     """Compare with a copy, and end the upgrade where nothing is missing."""
     chosen = choose(asked)
-    told = backup.missing(os.path.join(asked["data_dir"], backup.DATABASE), chosen["counts"])
+    told = backup.missing(asked["data_dir"], chosen["counts"])
     if told:
         raise backup.BackupError(f"Beside the copy {chosen['name']}, {'; '.join(told)}.")
     noted = bool(asked["marker"]) and os.path.exists(asked["marker"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: open_webui_config
 short_description: Declare settings of a running Open WebUI
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - Compares settings by their dotted keys and changes those that differ; all others stay as they are.
   - With C(ENABLE_PERSISTENT_CONFIG=false) a change lasts until the service restarts, which then takes the environment.

@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: open_webui_function
 short_description: Declare a function of Open WebUI
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - Creates, changes, switches and removes a function (a filter, pipe or action). What is not given stays as it is.
   - The server turns switches over and rewrites the text it is given; the module reads both first and compares with what would be stored.

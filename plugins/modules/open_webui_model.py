@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: open_webui_model
 short_description: Declare what Open WebUI keeps of a model
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - Creates, changes and removes Open WebUI's entry for a model - who may use it, what the page offers with it, parameters that it sends.
   - The model itself is another server's, see M(gpufleet.llm.ollama_model); an entry for a model that no server has is shown to nobody.

@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: open_webui_token
 short_description: Sign in to Open WebUI once, for the rest of the play
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - Waits until Open WebUI is ready, signs in and returns the token. Register it with C(no_log) and hand it to the other modules, as
     sign-ins are limited to 15 in 180 seconds per e-mail, successes included.

@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: open_webui_user
 short_description: Declare an account of Open WebUI
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - Creates, changes and removes an account. What is not given stays as it is.
   - The first administrator comes from the environment of the service and is not made here; Open WebUI refuses to remove it or to take

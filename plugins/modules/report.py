@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: report
 short_description: Judge measures of a soak test or a fleet's verification, and write the report
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - Writes C(report.json), C(report.md) and, where I(html) is true, C(report.html) into a folder of the machine that it runs on, which is the controller.
   - The HTML is one file that loads nothing, prints, and is readable on a phone. Its plots are drawn by matplotlib.

@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: role_vars
 short_description: Refuse variables that a role does not know or cannot use
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - Every variable of the host that starts with the role's name and an underscore has to be an option in the role's C(meta/argument_specs.yml).
   - Role argument validation refuses wrong types, but it does not see a misspelt name. This module does.

@@ -32,11 +32,12 @@ import time
 
 from .._driver import packages as driver_packages
 from .._driver import state as driver_state
-from .._gpu import nvml
+from .._gpu import sample
 from .._guard import files as guard_files
 from .._guard import state as guard_state
-from .._host import facts as host_facts
+from .._host import listeners, paths, units
 from .._ollama import client as ollama_client
+from .._ollama import names as ollama_names
 
 LOOPBACK = ("127.", "::1", "::ffff:127.")
 HOUR = 3600.0
@@ -48,7 +49,7 @@ HOUR = 3600.0
 def observe(wants, run=subprocess.run, now=None):
     """Everything that judge() wants to know of this host."""
     now = time.time() if now is None else now
-    taken = nvml.sample()
+    taken = sample.sample()
     driver = driver_state.observe(wants["rootfs"], taken)
     return {
         "at": now,
@@ -65,11 +66,11 @@ def observe(wants, run=subprocess.run, now=None):
         "gpus": [_card(gpu, wants["unit"]) for gpu in taken["gpus"]],
         "nvml": taken["state"],
         "files": {one["path"]: file_state(one["path"], bool(one["sha256"])) for one in wants["files"]},
-        "links": {path: host_facts.path_state(path)["target"] for path in wants["links"]},
-        "directories": {path: host_facts.path_state(path)["kind"] for path in wants["directories"]},
+        "links": {path: paths.path_state(path)["target"] for path in wants["links"]},
+        "directories": {path: paths.path_state(path)["kind"] for path in wants["directories"]},
         "units": _units(list(wants["units"]), run),
         "exposure": {unit: exposure(unit, run) for unit, wish in wants["units"].items() if _sandboxed(unit, wish)},
-        "listeners": {str(port): found for port, found in host_facts.listeners({int(port) for port in wants["ports"]}).items()},
+        "listeners": {str(port): found for port, found in listeners.listeners({int(port) for port in wants["ports"]}).items()},
         "ollama": _server(wants["ollama_url"]),
         "plan": _json(wants["plan_path"]),
         "measured": _json(wants["measured_path"]),
@@ -103,7 +104,7 @@ def _held(run):
 
 def file_state(path, content):
     """{kind, owner, mode, sha256} of a file; the digest only where it is asked for."""
-    state = host_facts.path_state(path)
+    state = paths.path_state(path)
     digest = None
     if content and state["kind"] == "file":
         try:
@@ -116,8 +117,8 @@ def file_state(path, content):
 
 def _units(names, run):
     try:
-        return host_facts.units(names, run=run)
-    except host_facts.HostError as error:
+        return units.units(names, run=run)
+    except units.HostError as error:
         return {"error": str(error)}
 
 
@@ -137,7 +138,7 @@ def _server(url):
         keys = ("name", "digest", "size", "size_vram", "context_length")
         return {
             "version": client.version(),
-            "models": {ollama_client.short_name(one["name"]): one["digest"] for one in client.tags()},
+            "models": {ollama_names.short_name(one["name"]): one["digest"] for one in client.tags()},
             "loaded": [{key: one.get(key) for key in keys} for one in client.ps()],
             "error": None,
         }
@@ -283,13 +284,13 @@ def _models(seen, wants):
     server = seen["ollama"]
     if server["error"]:
         return _verdict("models", "fail", "the server does not answer", "each declared", server["error"])
-    wanted = [ollama_client.short_name(name) for name in wants["models"]]
+    wanted = [ollama_names.short_name(name) for name in wants["models"]]
     problems = [f"{name} is not there" for name in wanted if name not in server["models"]]
     partly = [one for one in server["loaded"] if wants["gpu_required"] and not 0 < (one["size"] or 0) <= (one["size_vram"] or 0)]
     problems += [f"{one['name']} is computed on the CPU, in part or wholly" for one in partly]
-    planned = {ollama_client.short_name(model["name"]): model for model in (seen["plan"] or {}).get("models", ())}
+    planned = {ollama_names.short_name(model["name"]): model for model in (seen["plan"] or {}).get("models", ())}
     for one in server["loaded"]:
-        plan = planned.get(ollama_client.short_name(one["name"]))
+        plan = planned.get(ollama_names.short_name(one["name"]))
         if plan and one["context_length"] and plan["effective_num_ctx"] != one["context_length"]:
             problems.append(f"{one['name']} runs with {one['context_length']} tokens, the plan has {plan['effective_num_ctx']}")
         if one["digest"] and one["digest"] not in server["models"].values():

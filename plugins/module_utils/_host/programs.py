@@ -22,9 +22,9 @@ PACKAGE = "gpufleet_llm"
 
 # The packages, and modules beside them, that a program imports, directly or through another one.
 PACKAGES = {
-    "vram_guard": ("_guard", "_gpu", "_stats.py"),
-    "open_webui_retention": ("_open_webui", "_ollama", "_http.py"),
-    "soak": ("_soak", "_guard", "_gpu", "_ollama", "_http.py", "_stats.py"),
+    "vram_guard": ("_guard", "_gpu", "_host", "_stats.py"),
+    "open_webui_retention": ("_open_webui", "_ollama", "_host", "_http.py"),
+    "soak": ("_soak", "_guard", "_gpu", "_host", "_ollama", "_http.py", "_stats.py"),
 }
 
 
@@ -52,7 +52,9 @@ def _python_files(place):
     """The Python files of a package, or the one that is a module by itself."""
     if place.endswith(".py"):
         return [place]
-    return [os.path.join(folder, one) for folder, _folders, names in os.walk(place) for one in names if one.endswith(".py")]
+    return [
+        os.path.join(folder, one) for folder, _folders, names in os.walk(place) for one in names if one.endswith(".py")
+    ]
 
 
 def digest(files):
@@ -89,7 +91,10 @@ def _is_roots(path):
 
 
 def install(folder, files, python, run=subprocess.run):
-    """Replace *folder* by *files*, compiled by the interpreter *python*; the previous folder stays until the new one is complete."""
+    """Replace *folder* by *files*, compiled by the interpreter *python*.
+
+    The previous folder stays until the new one is complete. Raises ProgramError and OSError.
+    """
     parent = os.path.dirname(os.path.abspath(folder))
     os.makedirs(parent, mode=0o755, exist_ok=True)
     new = tempfile.mkdtemp(prefix=f".{os.path.basename(folder)}.", dir=parent)
@@ -102,7 +107,12 @@ def install(folder, files, python, run=subprocess.run):
             with open(target, "w", encoding="utf-8") as handle:
                 handle.write(text)
             os.chmod(target, 0o644)
-        done = run([python, "-m", "compileall", "-q", "-s", new, "-p", folder, new], capture_output=True, text=True, check=False)
+        done = run(
+            [python, "-m", "compileall", "-q", "-s", new, "-p", folder, new],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if done.returncode != 0:
             raise ProgramError(f"{python} does not compile the program: {(done.stdout + done.stderr).strip()[-400:]}")
         if os.path.lexists(folder):

@@ -13,9 +13,10 @@ import json
 import re
 from typing import Any
 
+from . import apply, declaration, load, names
 from . import client as ollama_client
-from . import model
-from . import modelfile as ollama_modelfile
+from .parameters import ModelfileError
+from .store import Result, Store
 
 
 class Entry:
@@ -46,26 +47,26 @@ class Entry:
         "comment",
     )
 
-    def __init__(self, name: str, declared: model.Declaration | None, entry: dict[str, Any]):
+    def __init__(self, name: str, declared: declaration.Declaration | None, entry: dict[str, Any]):
         self.name, self.declared = name, declared
         self.load = bool(entry.get("load")) and declared is not None
         self.allow_offload = bool(entry.get("allow_offload"))
-        self.keep_alive = model.check_keep_alive(entry.get("keep_alive"))
-        self.comment = model.text_of(entry.get("comment"), f"Model {name}: comment").strip()
+        self.keep_alive = declaration.check_keep_alive(entry.get("keep_alive"))
+        self.comment = declaration.text_of(entry.get("comment"), f"Model {name}: comment").strip()
 
     @classmethod
     def of(cls, entry: dict[str, Any]) -> Entry:
-        """The entry, checked. Raises model.ModelError or ModelfileError."""
+        """The entry, checked. Raises declaration.ModelError or ModelfileError."""
         unknown = sorted(str(key) for key in entry if key not in cls.KEYS)
-        name = model.name_of(entry.get("name"), "name")
+        name = declaration.name_of(entry.get("name"), "name")
         if unknown:
             near = difflib.get_close_matches(unknown[0], cls.KEYS, n=1)
             hint = f"Did you mean {near[0]}?" if near else f"It takes {', '.join(cls.KEYS)}."
-            raise model.ModelError(f"Model {name}: unknown key {', '.join(unknown)}. {hint}")
+            raise declaration.ModelError(f"Model {name}: unknown key {', '.join(unknown)}. {hint}")
         state = entry.get("state") or "present"
         if state not in ("present", "absent"):
-            raise model.ModelError(f"Model {name}: state is '{state}'; it has to be present or absent.")
-        return cls(name, model.declare(entry) if state == "present" else None, entry)
+            raise declaration.ModelError(f"Model {name}: state is '{state}'; it has to be present or absent.")
+        return cls(name, declaration.declare(entry) if state == "present" else None, entry)
 
     @property
     def file_name(self) -> str:
@@ -76,18 +77,20 @@ class Entry:
     @property
     def modelfile(self) -> str:
         comments = ("Written by Ansible (gpufleet.llm, role models) for people to read; the server does not read it.",)
-        return model.declared_modelfile(self.declared, comments + ((self.comment,) if self.comment else ()))
+        return declaration.declared_modelfile(self.declared, comments + ((self.comment,) if self.comment else ()))
 
-    def compare(self, client: ollama_client.Client, store: model.Store, ps: list[dict[str, Any]], remembered: Measured) -> tuple[dict[str, Any], list[str]]:
+    def compare(
+        self, client: ollama_client.Client, store: Store, ps: list[dict[str, Any]], remembered: Measured
+    ) -> tuple[dict[str, Any], list[str]]:
         """How it compares with the server, and warnings. Only reads."""
-        result = model.Result(check=True)
+        result = Result(check=True)
         if self.declared:
-            model.ensure_present(client, store, self.declared, result)
+            apply.ensure_present(client, store, self.declared, result)
         else:
-            model.ensure_absent(client, store, self.name, result)
+            apply.ensure_absent(client, store, self.name, result)
         found = store.find(self.name)
-        entry = model.running(client, found, ps) if found and self.declared else None
-        lasting = not model.is_forever(self.keep_alive) or (entry is not None and model.expires_never(entry))
+        entry = load.running(client, found, ps) if found and self.declared else None
+        lasting = not load.is_forever(self.keep_alive) or (entry is not None and load.expires_never(entry))
         measured = remembered.of(self.name, found, entry) if found and self.declared else None
         told = {
             "name": self.name,
@@ -105,9 +108,9 @@ class Entry:
 
     def problem(self, measured: dict[str, Any] | None) -> str | None:
         """Why what was measured is not what was promised; None when it is, or nothing was measured."""
-        if not measured or self.allow_offload or model.on_gpu(measured["size_mib"], measured["size_vram_mib"]):
+        if not measured or self.allow_offload or load.on_gpu(measured["size_mib"], measured["size_vram_mib"]):
             return None
-        return model.offload_text(self.name, measured["size_mib"], measured["size_vram_mib"])
+        return load.offload_text(self.name, measured["size_mib"], measured["size_vram_mib"])
 
     def predicted(self) -> dict[str, Any]:
         """The same as `compare` for a host that has no server yet."""
@@ -144,7 +147,9 @@ class Measured:
         self.predicted = {str(one.get("name")): one.get("dry_run_mib") or one.get("formula_mib") for one in planned}
 
     @classmethod
-    def read(cls, path: str | None, version: str, settings: dict[str, Any] | None, planned: list[dict[str, Any]]) -> Measured:
+    def read(
+        cls, path: str | None, version: str, settings: dict[str, Any] | None, planned: list[dict[str, Any]]
+    ) -> Measured:
         """From the JSON file `path`, `{models: {name: measurement}, wishes}`; not there or damaged it holds nothing."""
         held = None
         if path:
@@ -173,7 +178,7 @@ class Measured:
         return {**measured, "predicted_mib": round(predicted) if predicted else None}
 
 
-def loaded_as(entry: dict[str, Any], store: model.Store) -> dict[str, Any]:
+def loaded_as(entry: dict[str, Any], store: Store) -> dict[str, Any]:
     """An entry of /api/ps with what it means: whether a part runs on the CPU, whether the store has another by now."""
     size, vram = int(entry.get("size") or 0), int(entry.get("size_vram") or 0)
     name = str(entry.get("name", ""))
@@ -188,17 +193,17 @@ def loaded_as(entry: dict[str, Any], store: model.Store) -> dict[str, Any]:
         "size_vram": vram,
         "context_length": entry.get("context_length"),
         "expires_at": entry.get("expires_at"),
-        "offloaded": not model.on_gpu(size, vram),
+        "offloaded": not load.on_gpu(size, vram),
         "stale": now != entry.get("digest"),
     }
 
 
-def undeclared(declared: list[model.Declaration], tags: list[dict[str, Any]]) -> list[str]:
+def undeclared(declared: list[declaration.Declaration], tags: list[dict[str, Any]]) -> list[str]:
     """Names in the store that no declaration is, is made from, or keeps as its source."""
     needed = set()
     for one in declared:
         needed |= {name.lower() for name in (one.name, one.base) if name}
-        needed |= {source.lower() for source in model.sources_of(one.name, tags)}
+        needed |= {source.lower() for source in names.sources_of(one.name, tags)}
     return sorted(name for name in (str(one.get("name", "")) for one in tags) if name.lower() not in needed)
 
 
@@ -209,16 +214,24 @@ def problems(entries: Any, max_loaded: int = 0) -> list[str]:
     found, names, loads = [], {}, []
     for number, entry in enumerate(entries, 1):
         if not isinstance(entry, dict):
-            found.append(f"Entry {number} of models_declared is {str(entry)[:60]}; it has to be keys with values, such as name and from.")
+            found.append(
+                f"Entry {number} of models_declared is {str(entry)[:60]}; it has to be keys with values, such as name "
+                "and from."
+            )
             continue
         try:
             one = Entry.of(entry)
-        except (model.ModelError, ollama_modelfile.ModelfileError) as error:
+        except (declaration.ModelError, ModelfileError) as error:
             text = str(error)
-            found.append(text if text.startswith("Model ") else f"Model {entry.get('name', f'number {number}')}: {text}")
+            found.append(
+                text if text.startswith("Model ") else f"Model {entry.get('name', f'number {number}')}: {text}"
+            )
             continue
         if one.name.lower() in names:
-            found.append(f"Model {one.name} is declared twice (entries {names[one.name.lower()]} and {number}); say each thing once.")
+            found.append(
+                f"Model {one.name} is declared twice (entries {names[one.name.lower()]} and {number}); say each thing "
+                "once."
+            )
         names[one.name.lower()] = number
         loads += [one.name] if one.load else []
     if max_loaded and len(loads) > max_loaded:
@@ -267,7 +280,7 @@ def plan_models(
     return wishes
 
 
-def _plan_source(one: model.Declaration, root: model.Declaration, there: set[str]) -> dict[str, str] | None:
+def _plan_source(one: declaration.Declaration, root: declaration.Declaration, there: set[str]) -> dict[str, str] | None:
     if one.quantize or root.quantize:
         return {"from_server": one.name} if one.name.lower() in there else None
     if root.files:

@@ -81,8 +81,13 @@ KV_CACHE_TYPES = ("f16", "bf16", "q8_0", "q4_0")
 
 # What a value has in it that nothing may show: user and password (or a token) of an address, a header's credentials, a
 # private key; and members of JSON that are named like one.
-CREDENTIALS = re.compile(r"://[^\s/]*@|\bauthorization\W{1,5}(?:bearer|basic|token)\s+\S|-----BEGIN [A-Z ]*PRIVATE KEY-----", re.IGNORECASE)
-CREDENTIALS_MEMBER = re.compile(r"(.*[_-])?(api_?key|(access|private|secret)_?key|token|passw(or)?d|secret|credentials?|authorization)", re.IGNORECASE)
+CREDENTIALS = re.compile(
+    r"://[^\s/]*@|\bauthorization\W{1,5}(?:bearer|basic|token)\s+\S|-----BEGIN [A-Z ]*PRIVATE KEY-----", re.IGNORECASE
+)
+CREDENTIALS_MEMBER = re.compile(
+    r"(.*[_-])?(api_?key|(access|private|secret)_?key|token|passw(or)?d|secret|credentials?|authorization)",
+    re.IGNORECASE,
+)
 
 
 class EnvError(Exception):
@@ -99,7 +104,10 @@ def render(settings, extra=None):
     extra = extra or {}
     for key in extra:
         if key in settings:
-            raise EnvError(f"ollama_environment sets {key}, which the role sets from an option of its own; set that option instead.")
+            raise EnvError(
+                f"ollama_environment sets {key}, which the role sets from an option of its own; set that option "
+                "instead."
+            )
     rendered = {}
     for key, value in {**settings, **extra}.items():
         if value is not None:
@@ -131,15 +139,20 @@ def text_of(key, value):
     if "\n" in text or "\x00" in text:
         raise EnvError(f"ollama_environment: the value of {key} has a line break; give one line.")
     if not PROXY_KEY.fullmatch(key) and carries_credentials(text):
-        raise EnvError(f"ollama_environment: {key} carries credentials, and the server's environment is no place for them; give an address that needs none.")
+        raise EnvError(
+            f"ollama_environment: {key} carries credentials, and the server's environment is no place for them; give "
+            "an address that needs none."
+        )
     problem = _PROBLEMS.get(kind, _no_problem)(text)
     if problem:
         raise EnvError(f"ollama_environment: {key} is '{text}'; {problem}")
     # Anything with an @: Go takes a proxy without a scheme too, and a password may hold any character.
     if PROXY_KEY.fullmatch(key) and "@" in text:
         raise EnvError(
-            f"ollama_environment: {key} carries credentials, and the server prints this variable in its log at every start; "
-            "give the address of a proxy that needs none, such as a forwarder on loopback (docs/guides/ollama.md has one)."
+            f"ollama_environment: {key} carries credentials, and the server prints this variable in its log at every "
+            "start; "
+            "give the address of a proxy that needs none, such as a forwarder on loopback (docs/guides/ollama.md has "
+            "one)."
         )
     return text
 
@@ -147,8 +160,8 @@ def text_of(key, value):
 def carries_credentials(value):
     """Whether a value has a credential in it, whatever its variable is called: text, or lists and dicts of JSON.
 
-    >>> carries_credentials("http://me:word@proxy:3128"), carries_credentials('{"api_key": "sk-1"}'), carries_credentials("me@example.org")
-    (True, True, False)
+    >>> [carries_credentials(one) for one in ("http://me:word@proxy:3128", '{"api_key": "sk-1"}', "me@example.org")]
+    [True, True, False]
     """
     if isinstance(value, dict):
         named = (isinstance(one, str) and one and CREDENTIALS_MEMBER.fullmatch(str(key)) for key, one in value.items())
@@ -170,11 +183,17 @@ def _no_problem(_text):
 
 
 def _uint(text):
-    return None if re.fullmatch(r"\d+", text) else "a whole number was wanted (the server would fall back to its default)."
+    return (
+        None if re.fullmatch(r"\d+", text) else "a whole number was wanted (the server would fall back to its default)."
+    )
 
 
 def _flag(text):
-    return None if text in ("0", "1", "true", "false") else "true or false was wanted (the server takes any other word for true)."
+    return (
+        None
+        if text in ("0", "1", "true", "false")
+        else "true or false was wanted (the server takes any other word for true)."
+    )
 
 
 def _duration(text):

@@ -74,7 +74,7 @@ def settings(environment: dict[str, str]) -> dict[str, Any]:
         if text == "":
             continue
         if kind == "uint":
-            # What it cannot parse becomes the default, with a warning in its log. 0 means "not set" for all but the slots.
+            # What it cannot parse becomes the default, with a warning in its log. 0 is "not set" for all but the slots.
             if text.isascii() and text.isdigit():
                 found[name] = int(text) or (0 if name == "fit_target_mib" else DEFAULTS[name])
         elif kind == "flag":
@@ -98,7 +98,7 @@ def layout(unit: str, since: float, journalctl: str = "journalctl") -> dict[str,
 
 
 def read_layout(text: str) -> dict[str, Any]:
-    """`{layers, all_layers, wanted_mib, free_mib}` of the last load in an engine's log, each None where it is not told."""
+    """`{layers, all_layers, wanted_mib, free_mib}` of the last load in an engine's log, None where it is not there."""
     layers, projected = _OFFLOADED.findall(text), _PROJECTED.findall(text)
     on_gpu, of_all = layers[-1] if layers else (None, None)
     wanted, free = projected[-1] if projected else (None, None)
@@ -111,7 +111,9 @@ def _properties(unit: str, systemctl: str) -> dict[str, str]:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=15, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise ServiceError(f"systemd cannot be asked about {unit}: {error}. Leave `unit` out where there is no systemd.") from None
+        raise ServiceError(
+            f"systemd cannot be asked about {unit}: {error}. Leave `unit` out where there is no systemd."
+        ) from None
     if done.returncode != 0:
         raise ServiceError(f"systemd cannot be asked about {unit}: {done.stderr.strip() or 'systemctl failed'}.")
     return dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
@@ -122,6 +124,9 @@ def _environment(pid: int, proc: str) -> dict[str, str]:
         with open(os.path.join(proc, str(pid), "environ"), "rb") as source:
             raw = source.read()
     except OSError as error:
-        raise ServiceError(f"The environment of process {pid} cannot be read: {error.strerror}. Reading it takes root: run with become: true.") from None
+        raise ServiceError(
+            f"The environment of process {pid} cannot be read: {error.strerror}. Reading it takes root: run with "
+            "become: true."
+        ) from None
     pairs = (entry.split("=", 1) for entry in raw.decode("utf-8", "replace").split("\0") if "=" in entry)
     return dict(pairs)

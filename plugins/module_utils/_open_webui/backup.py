@@ -8,6 +8,10 @@
 The database is in WAL mode: after minutes of use webui.db alone can hold no user and no chat,
 all of it is in webui.db-wal (measured). So it is never copied as a file. A read-only connection
 and SQLite's own backup see everything, and do not touch the log under a running server.
+
+The data is the service's and the copies are root's. Whatever is read or written in the folder of the data is read
+and written as the service (``folders.as_owner``): a link that it plants there leads to nothing that it could not
+have reached itself. Between the two goes a tar stream of plain files and folders.
 """
 
 from __future__ import annotations
@@ -18,16 +22,22 @@ import os
 import re
 import shutil
 import sqlite3
+import stat
+import tarfile
+import tempfile
 import time
+
+from .._host import folders
 
 DATABASE = "webui.db"
 FOLDERS = ("uploads", "vector_db")
 COUNTED = ("user", "chat", "function", "file")
 NAME = re.compile(r"\d{8}T\d{6}Z-[0-9A-Za-z.+-]+")
 MANIFEST = "manifest.json"
+RESTORING, COPYING = ".restoring", ".copying-"
 
 
-class BackupError(Exception):
+class BackupError(folders.FolderError):
     """A copy that could not be made, read or put back; the text is fit for an operator."""
 
 
@@ -46,6 +56,16 @@ def reading(database):
         connection.close()
 
 
+def as_service(data_dir, work, talk=None):
+    """``folders.as_owner`` in the folder of the data, with BackupError for what fails there."""
+    try:
+        return folders.as_owner(data_dir, work, talk)
+    except BackupError:
+        raise
+    except folders.FolderError as error:
+        raise BackupError(str(error)) from error
+
+
 def counts(database):
     """{table: rows} of the tables whose loss a user would notice; a table that is not there has None."""
     with reading(database) as connection:
@@ -53,8 +73,12 @@ def counts(database):
         return {name: connection.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0] if name in there else None for name in COUNTED}
 
 
-def missing(database, expected):
-    """Sentences on what the database has less of than ``expected`` (as ``counts`` gave it), or how it is broken."""
+def missing(data_dir, expected):
+    """Sentences on what the data has less of than ``expected`` (as ``counts`` gave it), or how it is broken."""
+    return as_service(data_dir, lambda _stream: _missing(os.path.join(data_dir, DATABASE), expected))[0]
+
+
+def _missing(database, expected):
     with reading(database) as connection:
         said = [row[0] for row in connection.execute("PRAGMA quick_check(3)")]
     told = [] if said == ["ok"] else ["the database is damaged: " + "; ".join(said)]
@@ -78,54 +102,107 @@ def listing(backup_dir):
     return found
 
 
-def needed_bytes(data_dir):
-    """Bytes that a copy takes at most."""
-    total = sum(_size(os.path.join(data_dir, DATABASE + suffix)) for suffix in ("", "-wal"))
-    for folder in FOLDERS:
-        for parent, _folders, files in os.walk(os.path.join(data_dir, folder)):
-            total += sum(_size(os.path.join(parent, name)) for name in files)
-    return total
-
-
-def _size(path):
-    try:
-        return os.lstat(path).st_size
-    except OSError:
-        return 0
-
-
 def create(data_dir, backup_dir, version, extra=(), now=time.time):
     """Copy database, uploads and ``extra`` files; return the copy's manifest. Nothing of an unfinished copy counts."""
     os.makedirs(backup_dir, mode=0o700, exist_ok=True)
-    needed, free = needed_bytes(data_dir), shutil.disk_usage(backup_dir).free
-    if free < needed + (16 << 20):
-        raise BackupError(
-            f"{backup_dir} has {free >> 20} MiB free; a copy of {data_dir} takes {(needed >> 20) + 16} MiB. "
-            "Make room or set open_webui_backup_dir. Nothing was changed."
-        )
     for name in os.listdir(backup_dir):
         if name.startswith(".partial-"):
             shutil.rmtree(os.path.join(backup_dir, name), ignore_errors=True)
     name = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now())) + f"-{version}"
     work = os.path.join(backup_dir, ".partial-" + name)
     os.mkdir(work, mode=0o700)
-    copy = os.path.join(work, DATABASE)
-    with reading(os.path.join(data_dir, DATABASE)) as source, contextlib.closing(sqlite3.connect(copy)) as target:
-        source.backup(target)
-        # One file, whole in itself: the server turns the log on again when it opens the database.
-        target.execute("PRAGMA journal_mode=DELETE")
-    os.chmod(copy, 0o600)
-    for folder in FOLDERS:
-        if os.path.isdir(os.path.join(data_dir, folder)):
-            shutil.copytree(os.path.join(data_dir, folder), os.path.join(work, folder), symlinks=True)
+    sent, received = as_service(data_dir, lambda stream: send_data(data_dir, stream), lambda stream: receive(stream, work))
+    if sent["members"] != received:
+        raise BackupError(f"{received} of {sent['members']} files of {data_dir} arrived in {backup_dir}; the copy does not count. Run it again.")
     for path in extra:
         if os.path.exists(path):
             shutil.copy2(path, os.path.join(work, os.path.basename(path)))
-    manifest = {"version": version, "made": int(now()), "counts": counts(copy), "data_dir": data_dir}
+    manifest = {"version": version, "made": int(now()), "counts": sent["counts"], "data_dir": data_dir}
     write_json(os.path.join(work, MANIFEST), manifest)
     os.sync()
     os.rename(work, os.path.join(backup_dir, name))
     return dict(manifest, name=name)
+
+
+def send_data(data_dir, stream):
+    """As the service: database and folders as a tar stream; {members, counts} of what was sent."""
+    database = os.path.join(data_dir, DATABASE)
+    for name in os.listdir(data_dir):
+        if name.startswith(COPYING):
+            shutil.rmtree(os.path.join(data_dir, name), ignore_errors=True)
+    room(data_dir, sum(os.stat(database + suffix).st_size for suffix in ("", "-wal") if os.path.exists(database + suffix)), "a copy of the database")
+    work = tempfile.mkdtemp(prefix=COPYING, dir=data_dir)
+    try:
+        copy = os.path.join(work, DATABASE)
+        with reading(database) as source, contextlib.closing(sqlite3.connect(copy)) as target:
+            source.backup(target)
+            # One file, whole in itself: the server turns the log on again when it opens the database.
+            target.execute("PRAGMA journal_mode=DELETE")
+        counted = counts(copy)
+        with tarfile.open(fileobj=stream, mode="w|") as tar:
+            tar.add(copy, DATABASE)
+            members = 1 + sum(send(tar, os.path.join(data_dir, folder), folder) for folder in FOLDERS)
+    finally:
+        shutil.rmtree(work)
+    return {"members": members, "counts": counted}
+
+
+def send(tar, folder, name):
+    """Add a folder to the tar under another name, plain files and folders only; returns how many there were."""
+    added = 0
+    for parent, below, files in os.walk(folder):
+        into = os.path.normpath(os.path.join(name, os.path.relpath(parent, folder)))
+        tar.addfile(_member(into, tarfile.DIRTYPE, 0o700, 0))
+        added += 1
+        for path in (os.path.join(parent, one) for one in sorted(below + files)):
+            kind = os.lstat(path).st_mode
+            if stat.S_ISREG(kind):
+                with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)) as handle:
+                    tar.addfile(_member(os.path.join(into, os.path.basename(path)), tarfile.REGTYPE, 0o600, os.fstat(handle.fileno()).st_size), handle)
+                added += 1
+            elif not stat.S_ISDIR(kind):
+                raise BackupError(f"{path} is no plain file; a copy holds files and folders only. Put what it stands for in its place, or remove it.")
+    return added
+
+
+def _member(name, kind, mode, size):
+    member = tarfile.TarInfo(name)
+    member.type, member.mode, member.size = kind, mode, size
+    return member
+
+
+def receive(stream, into, replace=False):
+    """Unpack a tar stream of plain files and folders below a folder; returns how many there were. Raises BackupError for anything else.
+
+    replace: False has every file to be new; True leaves one that is there, but DATABASE, which is written beside itself.
+    """
+    received = 0
+    with tarfile.open(fileobj=stream, mode="r|") as tar:
+        for member in tar:
+            parts = member.name.split("/")
+            if parts[0] not in (DATABASE, *FOLDERS) or ".." in parts or not (member.isreg() or member.isdir()):
+                raise BackupError(f"{member.name!r} is nothing that a copy holds; plain files of {DATABASE}, {' and '.join(FOLDERS)} were wanted.")
+            room(into, member.size, member.name)
+            path = os.path.join(into, *parts)
+            if member.isdir():
+                os.makedirs(path, mode=0o700, exist_ok=True)
+            elif parts == [DATABASE] or not (replace and os.path.lexists(path)):
+                _write(tar.extractfile(member), path + (RESTORING if replace and parts == [DATABASE] else ""))
+            received += 1
+    return received
+
+
+def _write(source, path):
+    # x is O_EXCL: a link that stands there is an error, wherever it leads.
+    with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as target:
+        shutil.copyfileobj(source, target, 1 << 20)
+
+
+def room(folder, needed, what):
+    """BackupError where the folder's disk cannot take so many bytes and 16 MiB."""
+    free = shutil.disk_usage(folder).free
+    if free < needed + (16 << 20):
+        raise BackupError(f"{folder} has {free >> 20} MiB free; {what} takes {(needed >> 20) + 16} MiB. Make room there, or set open_webui_backup_dir.")
 
 
 def restore(backup_dir, name, data_dir):
@@ -134,34 +211,29 @@ def restore(backup_dir, name, data_dir):
     if not os.path.isfile(os.path.join(source, MANIFEST)):
         known = ", ".join(entry["name"] for entry in listing(backup_dir)) or "none"
         raise BackupError(f"{source} is no complete copy; {backup_dir} has {known}.")
-    owner = os.stat(data_dir)
-    target = os.path.join(data_dir, DATABASE)
-    fresh = target + ".restoring"
-    shutil.copyfile(os.path.join(source, DATABASE), fresh)
-    os.chmod(fresh, 0o600)
-    os.chown(fresh, owner.st_uid, owner.st_gid)
-    for suffix in ("", "-wal", "-shm"):
-        # The log belongs to the database that is put aside; beside the restored one it would be replayed into it.
-        if os.path.exists(target + suffix):
-            os.replace(target + suffix, target + ".failed" + suffix)
-    os.replace(fresh, target)
-    for folder in FOLDERS:
-        _put_back(os.path.join(source, folder), os.path.join(data_dir, folder), owner)
+    as_service(data_dir, lambda stream: take_back(stream, data_dir), lambda stream: _send_copy(stream, source))
     os.sync()
 
 
-def _put_back(source, target, owner):
-    """Copy what the target lacks; nothing is removed, a newer upload harms no older database."""
-    for parent, _folders, files in os.walk(source):
-        into = os.path.normpath(os.path.join(target, os.path.relpath(parent, source)))
-        if not os.path.isdir(into):
-            os.makedirs(into, mode=0o700)
-            os.chown(into, owner.st_uid, owner.st_gid)
-        for name in files:
-            path = os.path.join(into, name)
-            if not os.path.lexists(path):
-                shutil.copy2(os.path.join(parent, name), path, follow_symlinks=False)
-                os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+def _send_copy(stream, source):
+    """As root: a copy as a tar stream."""
+    with tarfile.open(fileobj=stream, mode="w|") as tar:
+        tar.add(os.path.join(source, DATABASE), DATABASE)
+        for folder in FOLDERS:
+            send(tar, os.path.join(source, folder), folder)
+
+
+def take_back(stream, data_dir):
+    """As the service: the database replaced by the stream's, and of the folders what is missing; a newer upload harms no older database."""
+    target = os.path.join(data_dir, DATABASE)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(target + RESTORING)
+    receive(stream, data_dir, replace=True)
+    for suffix in ("", "-wal", "-shm"):
+        # The log belongs to the database that is put aside; beside the restored one it would be replayed into it.
+        if os.path.lexists(target + suffix):
+            os.replace(target + suffix, target + ".failed" + suffix)
+    os.replace(target + RESTORING, target)
 
 
 def rotate(backup_dir, keep):

@@ -14,12 +14,11 @@ rewritten before it is stored; valves are replaced as a whole.
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
+
+from .. import _http
 
 # S/utils/plugin.py of 0.12.4, replace_imports(): plain text replacement, in strings and comments too.
 REWRITES = (
@@ -39,38 +38,28 @@ class OpenWebuiError(Exception):
 
 
 class Client:
-    """One server, with or without a token. ``opener`` takes (request, timeout) as the open() of urllib's openers does."""
+    """One server, with or without a token."""
 
-    def __init__(self, url, token=None, timeout=30, opener=None):
+    def __init__(self, url, token=None, timeout=30):
         self.url = url.rstrip("/")
         self.token = token
-        self.timeout = timeout
-        # No proxy of the environment: the server is on this host or in this network.
-        self._open = opener or urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+        self.server = _http.Server(self.url, timeout_s=timeout, connect_timeout_s=timeout, retries=0)
 
     def call(self, method, path, body=None):
         """The decoded JSON answer; OpenWebuiError for everything that is none."""
-        headers = {"Accept": "application/json"}
-        data = None
-        if body is not None:
-            data = json.dumps(body).encode("utf-8")
-            headers["Content-Type"] = "application/json"
-        if self.token:
-            headers["Authorization"] = f"Bearer {self.token}"
-        request = urllib.request.Request(self.url + path, data=data, headers=headers, method=method)
+        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
         try:
-            with self._open(request, timeout=self.timeout) as answer:
-                kind, text = answer.headers.get("Content-Type", ""), answer.read().decode("utf-8", "replace")
-        except urllib.error.HTTPError as error:
-            with error:
-                raise OpenWebuiError(self._refusal(method, path, error.code, error.read()), error.code) from error
-        except (urllib.error.URLError, socket.timeout, OSError) as error:
-            reason = getattr(error, "reason", error)
-            raise OpenWebuiError(f"{self.url} does not answer ({reason}); is open-webui.service active?") from error
-        if "json" not in kind:
-            raise OpenWebuiError(f"{method} {path} answered with a page, not JSON; this Open WebUI has no such route.", 200)
+            response = self.server.send(method, path, body, headers)
+            raw = self.server.read(response)
+        except _http.HttpError as error:
+            raise OpenWebuiError(f"{error} Is open-webui.service active?") from error
+        if response.status >= 300:
+            raise OpenWebuiError(self._refusal(method, path, response.status, raw), response.status)
+        if "json" not in (response.headers.get("Content-Type") or ""):
+            told = f"{method} {path} answered with a page, not JSON; this Open WebUI has no such route."
+            raise OpenWebuiError(told, 200)
         try:
-            return json.loads(text)
+            return json.loads(raw.decode("utf-8", "replace"))
         except ValueError as error:
             raise OpenWebuiError(f"{method} {path} answered with broken JSON ({error}).", 200) from error
 
@@ -190,7 +179,14 @@ def observe_function(client, function_id):
 
 def wanted_function(observed, asked):
     """What the function should be: the keys of ``asked`` that are not None, over what is there."""
-    base = observed or {"name": None, "description": "", "content": None, "active": False, "global": False, "valves": {}}
+    base = observed or {
+        "name": None,
+        "description": "",
+        "content": None,
+        "active": False,
+        "global": False,
+        "valves": {},
+    }
     wanted = {key: base[key] if asked.get(key) is None else asked[key] for key in base}
     if asked.get("content") is not None:
         wanted["content"] = as_stored(asked["content"])
@@ -317,7 +313,16 @@ def group_ids(client):
 
 def wanted_model(observed, asked):
     """What the entry should be: the keys of ``asked`` that are not None, over what is there; of dicts only the keys that are asked for."""
-    base = {"base": None, "name": None, "description": "", "active": True, "access": "administrators", "groups": [], "capabilities": {}, "params": {}}
+    base = {
+        "base": None,
+        "name": None,
+        "description": "",
+        "active": True,
+        "access": "administrators",
+        "groups": [],
+        "capabilities": {},
+        "params": {},
+    }
     base.update({key: observed[key] for key in base if observed})
     wanted = {key: base[key] if asked.get(key) is None else asked[key] for key in base}
     for key in ("capabilities", "params"):
@@ -334,7 +339,11 @@ def put_model(client, model_id, observed, wanted):
         "id": model_id,
         "base_model_id": wanted["base"],
         "name": wanted["name"],
-        "meta": {**(entry.get("meta") or {}), "description": wanted["description"] or None, "capabilities": wanted["capabilities"] or None},
+        "meta": {
+            **(entry.get("meta") or {}),
+            "description": wanted["description"] or None,
+            "capabilities": wanted["capabilities"] or None,
+        },
         "params": wanted["params"],
         "is_active": wanted["active"],
     }
@@ -394,7 +403,11 @@ def all_users(client):
 
 def add_user(client, email, name, role, password):
     """Make an account."""
-    client.call("POST", "/api/v1/auths/add", {"email": email, "name": name, "role": role, "password": password, "profile_image_url": "/user.png"})
+    client.call(
+        "POST",
+        "/api/v1/auths/add",
+        {"email": email, "name": name, "role": role, "password": password, "profile_image_url": "/user.png"},
+    )
 
 
 def update_user(client, user_id, changes):

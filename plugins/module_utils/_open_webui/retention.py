@@ -67,7 +67,11 @@ def files_of(chat):
     """
     content = chat.get("chat") or {}
     messages = (content.get("history") or {}).get("messages") or {}
-    holders = [content, *(messages.values() if isinstance(messages, dict) else messages), *(content.get("messages") or [])]
+    holders = [
+        content,
+        *(messages.values() if isinstance(messages, dict) else messages),
+        *(content.get("messages") or []),
+    ]
     found = set()
     for holder in holders:
         for entry in (holder.get("files") if isinstance(holder, dict) else None) or []:
@@ -95,7 +99,13 @@ def user_chats(client, user_id):
 
 def run(client, config, now, say):
     """One look at everybody's chats; returns the counts. ``say`` takes one dict for each chat that goes or would."""
-    counts = {"users": 0, "chats": 0, "files": 0, "deferred": 0, **dict.fromkeys(("archived", "pinned", "continued"), 0)}
+    counts = {
+        "users": 0,
+        "chats": 0,
+        "files": 0,
+        "deferred": 0,
+        **dict.fromkeys(("archived", "pinned", "continued"), 0),
+    }
     for user in open_webui_client.all_users(client):
         counts["users"] += 1
         chats = user_chats(client, user["id"])
@@ -190,7 +200,13 @@ def metrics(config, totals, counts, now):
     lines = []
 
     def metric(name, kind, text, value):
-        lines.extend([f"# HELP open_webui_retention_{name} {text}", f"# TYPE open_webui_retention_{name} {kind}", f"open_webui_retention_{name} {value}"])
+        lines.extend(
+            [
+                f"# HELP open_webui_retention_{name} {text}",
+                f"# TYPE open_webui_retention_{name} {kind}",
+                f"open_webui_retention_{name} {value}",
+            ]
+        )
 
     metric("chats_deleted_total", "counter", "Chats deleted since the first run.", totals["chats"])
     metric("files_deleted_total", "counter", "Uploads deleted with them.", totals["files"])
@@ -200,7 +216,12 @@ def metrics(config, totals, counts, now):
     metric("last_run_success", "gauge", "1 where the last run worked.", int(counts is not None))
     metric("dry_run", "gauge", "1 while it only counts.", int(config["dry_run"]))
     if counts is not None:
-        metric("chats_due", "gauge", "Chats that the last run deleted, or in a dry run would have.", counts["chats"] + counts["deferred"])
+        metric(
+            "chats_due",
+            "gauge",
+            "Chats that the last run deleted, or in a dry run would have.",
+            counts["chats"] + counts["deferred"],
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -242,7 +263,10 @@ def main(argv, environ=None, now=time.time):
     except (RetentionError, open_webui_client.OpenWebuiError, OSError) as error:
         # While the page is being restarted there is nothing to do; that it is down is its own unit's to say.
         away = getattr(error, "status", 0) is None
-        _say(f"<{4 if away else 3}>{error}" if environ.get("JOURNAL_STREAM") else f"open-webui-retention: {error}", sys.stderr)
+        _say(
+            f"<{4 if away else 3}>{error}" if environ.get("JOURNAL_STREAM") else f"open-webui-retention: {error}",
+            sys.stderr,
+        )
     if totals is not None:
         done = counts is not None and not config["dry_run"]
         totals["runs"] += 1

@@ -73,7 +73,13 @@ def python_version(python, run=subprocess.run):
     (3, 12)
     """
     try:
-        done = run([python, "-I", "-c", "import sys; print(*sys.version_info[:2])"], capture_output=True, text=True, timeout=60, check=False)
+        done = run(
+            [python, "-I", "-c", "import sys; print(*sys.version_info[:2])"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise VenvError(f"{python} does not run ({error}); Python 3.11 or 3.12 was wanted. Correct open_webui_python.") from error
     match = re.match(r"(\d+) (\d+)", done.stdout)
@@ -192,7 +198,12 @@ def build(path, stamp, python, requirements, uv_requirements, index_url=None, in
         base["PIP_INDEX_URL"] = index_url
     _run([installer or python, "-m", "venv", tools], base, "Making the environment of the installer", run)
     pip = [os.path.join(tools, "bin", "python"), "-m", "pip"]
-    _run([*pip, "install", "--quiet", "--no-compile", "--require-hashes", "-r", uv_requirements], base, "Installing uv", run)
+    _run(
+        [*pip, "install", "--quiet", "--no-compile", "--require-hashes", "-r", uv_requirements],
+        base,
+        "Installing uv",
+        run,
+    )
     configured = _run([*pip, "config", "list"], base, "Reading pip's configuration", run)
     env = dict(base, UV_CACHE_DIR=cache, **uv_environment(configured))
     uv = os.path.join(tools, "bin", "uv")

@@ -73,7 +73,11 @@ def find(folder, environment=None, user=None):
         raise DryRunError(f"{server} cannot be started: {error}. Install the engine again, or plan with method=formula.") from error
     found = build_of(said, os.path.realpath(folder))
     version = re.search(r"version: (\S+)", said)
-    return {**engine, "build": found, "label": f"b{found}" if found else f"unknown ({version[1] if version else 'no version told'})"}
+    return {
+        **engine,
+        "build": found,
+        "label": f"b{found}" if found else f"unknown ({version[1] if version else 'no version told'})",
+    }
 
 
 def build_of(version_text, path=""):

@@ -47,17 +47,51 @@ DEFAULT_CONTEXTS = ((47 * 1024, 262144), (23 * 1024, 32768), (0, 4096))
 
 # Ollama gives these one slot, whatever is asked (server/sched.go).
 ONE_SLOT = frozenset(
-    ["mllama", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe", "qwen3next", "lfm2", "lfm2moe", "nemotron_h", "nemotron_h_moe", "nemotron_h_omni"]
+    [
+        "mllama",
+        "qwen3vl",
+        "qwen3vlmoe",
+        "qwen35",
+        "qwen35moe",
+        "qwen3next",
+        "lfm2",
+        "lfm2moe",
+        "nemotron_h",
+        "nemotron_h_moe",
+        "nemotron_h_omni",
+    ]
 )
 
 # Tensors that llama.cpp keeps on the host: its input layer (llama-model.cpp, LLM_TENSOR_LAYER_INPUT).
 INPUT_TENSORS = frozenset(
-    ["token_embd.weight", "per_layer_token_embd.weight", "position_embd.weight", "token_types.weight", "token_embd_norm.weight", "token_embd_norm.bias"]
+    [
+        "token_embd.weight",
+        "per_layer_token_embd.weight",
+        "position_embd.weight",
+        "token_types.weight",
+        "token_embd_norm.weight",
+        "token_embd_norm.bias",
+    ]
 )
 
 # Architectures whose cache is one row of K and V per layer, KV head and token, and nothing else.
 PLAIN_CACHE = frozenset(
-    ["llama", "mistral3", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "phi3", "granite", "granitemoe", "olmoe", "starcoder2", "gemma", "internlm2", "smollm3"]
+    [
+        "llama",
+        "mistral3",
+        "qwen2",
+        "qwen2moe",
+        "qwen3",
+        "qwen3moe",
+        "phi3",
+        "granite",
+        "granitemoe",
+        "olmoe",
+        "starcoder2",
+        "gemma",
+        "internlm2",
+        "smollm3",
+    ]
 )
 
 # Every n-th layer sees the whole context, the others a window (llama_hparams::set_swa_pattern).
@@ -192,7 +226,13 @@ def _weights(tensors, layers, unknown):
             end_bytes += tensor["bytes"]
     if tied:
         end_bytes += embedding  # the output is a second copy of the embedding, on the GPU
-    return {"layer_bytes": layer_bytes, "end_bytes": end_bytes, "host_bytes": host_bytes, "tied": tied, "vocabulary": vocabulary}
+    return {
+        "layer_bytes": layer_bytes,
+        "end_bytes": end_bytes,
+        "host_bytes": host_bytes,
+        "tied": tied,
+        "vocabulary": vocabulary,
+    }
 
 
 def _per_layer(keys, name, layers, default):
@@ -227,7 +267,13 @@ def _cache(keys, architecture, layers, hidden, heads, number, unknown):
         unknown["kv"] = f"the cache of the architecture {architecture} was not measured"
         return None
     return [
-        {"k": count * head_k, "v": count * head_v, "head_k": head_k, "head_v": head_v, "window": window if narrow else None}
+        {
+            "k": count * head_k,
+            "v": count * head_v,
+            "head_k": head_k,
+            "head_v": head_v,
+            "window": window if narrow else None,
+        }
         for count, narrow in zip(kv_heads, windowed)
     ]
 
@@ -358,7 +404,15 @@ def _latent(shape, _quantised):
     return 3 * shape["feed_forward"] + 3 * shape["hidden"]
 
 
-COMPUTE = {"qwen3": _gated, "llama": _gated, "gemma3": _gated, "phi3": _fused, "qwen3moe": _experts, "gpt-oss": _biased_experts, "deepseek2": _latent}
+COMPUTE = {
+    "qwen3": _gated,
+    "llama": _gated,
+    "gemma3": _gated,
+    "phi3": _fused,
+    "qwen3moe": _experts,
+    "gpt-oss": _biased_experts,
+    "deepseek2": _latent,
+}
 
 
 def _compute_unknown(shape):

@@ -27,20 +27,18 @@ model (ggml/src/gguf.cpp of llama.cpp): a file that this refuses, llama-server r
 
 from __future__ import annotations
 
-import http.client
-import json
+import contextlib
 import math
 import os
 import re
-import ssl
 import stat
 import struct
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 
-from .._ollama import client as ollama_client
+from .. import _http
+from .._ollama import names as ollama_names
+from .._ollama import registry as ollama_registry
 
 MIB = 1024 * 1024
 
@@ -350,68 +348,24 @@ def read_file(path):
 # --- a URL ---
 
 
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows to HTTP(S) only, and never from HTTPS to HTTP."""
-
-    max_redirections = MAX_REDIRECTS
-
-    def redirect_request(self, req, fp, code, msg, headers, newurl):
-        old, new = urllib.parse.urlsplit(req.full_url).scheme, urllib.parse.urlsplit(newurl).scheme
-        if new not in ("http", "https") or (old == "https" and new == "http"):
-            raise GgufError(f"{_shown(req.full_url)} redirects to {_shown(newurl)}, which is not followed: only HTTPS, or HTTP from HTTP.")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+# What to do about a status of a server that was asked for a file or a manifest.
+STATUS_ADVICE = {
+    401: "it wants a login, which cannot be given here; download the file and name it as gguf.",
+    403: "it refuses access; check the name, or download the file and name it as gguf.",
+    404: "there is nothing of that name; check its spelling.",
+    416: "the file is shorter than a GGUF's header.",
+}
 
 
-def _shown(url):
-    """The URL without its password and query, which may be secrets."""
-    parts = urllib.parse.urlsplit(url)
-    return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-
-
-def _open(url, headers, what, timeout):
-    opener = urllib.request.build_opener(_Redirects(), urllib.request.HTTPSHandler(context=ssl.create_default_context()))
-    request = urllib.request.Request(url, headers={"Accept-Encoding": "identity", "User-Agent": "gpufleet.llm", **headers})
+@contextlib.contextmanager
+def _translated(what):
     try:
-        return opener.open(request, timeout=timeout)
-    except urllib.error.HTTPError as error:
-        error.close()
-        told = {
-            401: "it wants a login, which cannot be given here; download the file and name it as gguf.",
-            403: "it refuses access; check the name, or download the file and name it as gguf.",
-            404: "there is nothing of that name; check its spelling.",
-            416: "the file is shorter than a GGUF's header.",
-        }
-        advice = told.get(error.code, "try again, or download the file and name it as gguf.")
-        raise GgufError(f"{what}: the server answers HTTP {error.code}; {advice}") from error
-    except urllib.error.URLError as error:
-        raise GgufError(f"{what} cannot be reached: {_reason(error.reason)}") from error
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise GgufError(f"{what} cannot be reached: {_reason(error)}") from error
-
-
-def _reason(reason):
-    if isinstance(reason, ssl.SSLCertVerificationError):
-        return (
-            f"its certificate is not trusted ({reason.verify_message}). Put the authority's certificate into this host's trust store (update-ca-certificates)."
-        )
-    return f"{reason}. Check the address, the network and the proxy settings of this host."
-
-
-def _read_body(response, count, deadline, what):
-    """At most count bytes of an answer, within the deadline however slowly they come."""
-    blocks, have = [], 0
-    while have < count:
-        if time.monotonic() > deadline:
-            raise GgufError(f"{what} gave {have:,} of {count:,} bytes before the time was up ({DEADLINE_S:g} s); it is too slow. Try again later.")
-        try:
-            block = response.read1(min(count - have, 65536))
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            raise GgufError(f"{what}: the connection broke after {have:,} bytes: {error}. Try again.") from error
-        if not block:
-            break
-        blocks.append(block)
-        have += len(block)
-    return b"".join(blocks)
+        yield
+    except _http.HttpError as error:
+        if error.status is None:
+            raise GgufError(str(error)) from error
+        advice = STATUS_ADVICE.get(error.status, "try again, or download the file and name it as gguf.")
+        raise GgufError(f"{what}: the server answers HTTP {error.status}; {advice}") from error
 
 
 def read_url(url, what=None, total=None, deadline_s=None):
@@ -419,7 +373,7 @@ def read_url(url, what=None, total=None, deadline_s=None):
 
     total: the file's bytes where they are known beforehand (a registry says them): another size is an error.
     """
-    what = what or _shown(url)
+    what = what or _http.shown(url)
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
         raise GgufError(f"{what} is no HTTP(S) URL. For a file on the host use gguf.")
     deadline = time.monotonic() + (DEADLINE_S if deadline_s is None else deadline_s)
@@ -429,12 +383,13 @@ def read_url(url, what=None, total=None, deadline_s=None):
         left = deadline - time.monotonic()
         if left <= 0:
             raise GgufError(f"{what} gave {start:,} bytes before the time was up; it is too slow. Try again later.")
-        with _open(final[0], {"Range": f"bytes={start}-{stop - 1}"}, what, min(left, SILENCE_S)) as response:
+        wanted = {"Range": f"bytes={start}-{stop - 1}"}
+        with _translated(what), _http.opened(final[0], wanted, what, min(left, SILENCE_S)) as response:
             size = _ranged_size(response, start, what)
             if total is not None and size not in (None, total):
                 raise GgufError(f"{what} has {size:,} bytes where {total:,} were announced; the server is inconsistent. Try again later.")
             final[0] = response.geturl()
-            return _read_body(response, stop - start, deadline, what), size
+            return _http.read_at_most(response, stop - start, deadline, what), size
 
     return _parse(_Bytes(fetch, total, what))
 
@@ -455,7 +410,10 @@ def _ranged_size(response, start, what):
 # --- a registry ---
 
 MODEL_LAYER = "application/vnd.ollama.image.model"
-EXTRA_LAYERS = {"application/vnd.ollama.image.projector": "projector", "application/vnd.ollama.image.adapter": "adapter"}
+EXTRA_LAYERS = {
+    "application/vnd.ollama.image.projector": "projector",
+    "application/vnd.ollama.image.adapter": "adapter",
+}
 
 
 def read_manifest(ref, deadline_s=None):
@@ -465,33 +423,37 @@ def read_manifest(ref, deadline_s=None):
     registry.ollama.ai. Source: server/images.go and types/model/name.go of Ollama.
     """
     try:
-        name = ollama_client.parse_name(ref)
+        name = ollama_names.parse_name(ref)
     except ValueError as error:
         raise GgufError(str(error)) from error
-    scheme = "http" if ref.startswith("http://") else "https"
-    base = f"{scheme}://{name.host}/v2/{name.namespace}/{name.model}"
+    insecure = ref.startswith("http://")
     what = f"Model {name.short} in the registry {name.host}"
-    deadline = time.monotonic() + (DEADLINE_S if deadline_s is None else deadline_s)
-    accept = {"Accept": "application/vnd.docker.distribution.manifest.v2+json"}
-    with _open(f"{base}/manifests/{name.tag}", accept, what, SILENCE_S) as response:
-        raw = _read_body(response, MAX_MANIFEST + 1, deadline, what)
+    no_model = f"{what}: its manifest is not one of a model. Check the name; the address may be that of another service."
     try:
-        layers = json.loads(raw)["layers"] if len(raw) <= MAX_MANIFEST else None
+        with _translated(what):
+            raw = ollama_registry.manifest(name, insecure, SILENCE_S, DEADLINE_S if deadline_s is None else deadline_s)
+        layers = ollama_registry.layers(raw)
         found = {layer["mediaType"]: (layer["digest"], layer["size"]) for layer in reversed(layers)}
         extra = {}
         for layer in layers:
             if layer["mediaType"] in EXTRA_LAYERS:
                 kind = EXTRA_LAYERS[layer["mediaType"]]
                 extra[kind] = extra.get(kind, 0) + int(layer["size"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise GgufError(f"{what}: its manifest is not one of a model. Check the name; the address may be that of another service.") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise GgufError(no_model) from error
     digest, size = found.get(MODEL_LAYER, (None, None))
     if not isinstance(digest, str) or not re.match(r"sha256:[0-9a-f]{64}\Z", digest) or not isinstance(size, int) or not 0 < size < 1 << 50:
         raise GgufError(
             f"{what} has no GGUF layer (media types: {', '.join(sorted(str(kind)[:60] for kind in found)) or 'none'});"
             " only GGUF models can be planned. Choose a tag with GGUF weights."
         )
-    return {"name": name.short, "url": f"{base}/blobs/{digest}", "digest": digest, "bytes": size, "extra_bytes": extra}
+    return {
+        "name": name.short,
+        "url": f"{ollama_registry.base_url(name, insecure)}/blobs/{digest}",
+        "digest": digest,
+        "bytes": size,
+        "extra_bytes": extra,
+    }
 
 
 def read_registry(ref, deadline_s=None):
@@ -509,7 +471,10 @@ def from_show(answer, name="the model"):
     keys, tensors = answer.get("model_info"), answer.get("tensors")
     if not isinstance(keys, dict) or not isinstance(tensors, list) or not tensors:
         raise GgufError(f"The Ollama server says nothing of the tensors of {name}, so it cannot be planned from there; give ref, url or gguf.")
-    return from_metadata({**{key: value for key, value in keys.items() if value is not None}, "tensors": tensors}, f"{name} (Ollama server)")
+    return from_metadata(
+        {**{key: value for key, value in keys.items() if value is not None}, "tensors": tensors},
+        f"{name} (Ollama server)",
+    )
 
 
 def from_metadata(metadata, source="given metadata"):

@@ -39,7 +39,24 @@ DEFAULT_RESERVED_MIB = 354
 UNSETTLED_MIB = 256
 
 QUANTISED_ENOUGH = frozenset(
-    ["q4_k", "q4_0", "q4_1", "q3_k", "q2_k", "iq4_nl", "iq4_xs", "iq3_s", "iq3_xxs", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_s", "iq1_m", "mxfp4", "nvfp4"]
+    [
+        "q4_k",
+        "q4_0",
+        "q4_1",
+        "q3_k",
+        "q2_k",
+        "iq4_nl",
+        "iq4_xs",
+        "iq3_s",
+        "iq3_xxs",
+        "iq2_s",
+        "iq2_xs",
+        "iq2_xxs",
+        "iq1_s",
+        "iq1_m",
+        "mxfp4",
+        "nvfp4",
+    ]
 )
 
 
@@ -210,7 +227,14 @@ def make(wishes, cards, reserve_mib=1024, max_loaded_models=1, build=None, dry_r
             errors.append(_does_not_fit(entry, cards, reserve_mib, found))
     if crowded and not errors:
         together = sum(entry["total_mib"] for entry in entries if entry["name"] in resident)
-        suggestions.append({"model": None, "change": "ollama_max_loaded_models=1", "total_mib": max(entry["total_mib"] for entry in entries), "fits": True})
+        suggestions.append(
+            {
+                "model": None,
+                "change": "ollama_max_loaded_models=1",
+                "total_mib": max(entry["total_mib"] for entry in entries),
+                "fits": True,
+            }
+        )
         errors.append(
             f"Models {' and '.join(resident)}, loaded together, need {together:,} MiB; {_offer(cards, reserve_mib)}."
             " Set ollama_max_loaded_models=1 (each fits alone), or declare smaller settings for one of them."
@@ -430,7 +454,15 @@ def _suggestions(wish, cards, reserve_mib, build):
         made, _warnings = _entry(settle({**wish, "num_ctx": wish["context"], **changes}, cards), cards, budgets, build, None)
         if made["fits"]:
             weights = "shape" in changes
-            found.append({"model": wish["name"], "change": text, "total_mib": made["total_mib"], "fits": True, "weights": weights})
+            found.append(
+                {
+                    "model": wish["name"],
+                    "change": text,
+                    "total_mib": made["total_mib"],
+                    "fits": True,
+                    "weights": weights,
+                }
+            )
         return bool(made["fits"])
 
     def first_that_fits(tries):

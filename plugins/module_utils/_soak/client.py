@@ -40,7 +40,12 @@ class Target:
         self.token, self.email, self.password = token, email, password
         # No retry: each failure is a result. (An idle connection that the server has closed is none.)
         self.server = _http.Server(
-            url, timeout_s=timeout_s, connect_timeout_s=timeout_s, retries=0, ca_file=ca_file or None
+            url,
+            timeout_s=timeout_s,
+            connect_timeout_s=timeout_s,
+            retries=0,
+            default_port=11434,
+            ca_file=ca_file or None,
         )
 
     def close(self):

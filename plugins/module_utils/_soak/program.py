@@ -24,6 +24,7 @@ import time
 
 from .._guard.files import read_text
 from .._ollama import client as ollama_client
+from .._ollama import names as ollama_names
 from . import load as soak_load
 from .client import PATHS
 from .conversations import Conversations
@@ -127,7 +128,7 @@ def server_versions(config):
     try:
         found["ollama"] = client.version()
         digests = [
-            one.get("digest") for one in client.tags() if ollama_client.same_name(str(one.get("name")), config["model"])
+            one.get("digest") for one in client.tags() if ollama_names.same_name(str(one.get("name")), config["model"])
         ]
         found["digest"] = digests[0] if digests else None
     except ollama_client.OllamaError:

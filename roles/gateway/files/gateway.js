@@ -20,17 +20,23 @@ function refuse(r, status, sentence) {
     r.return(status, JSON.stringify({error: sentence}) + '\n');
 }
 
+// The token that a request carries, '' where it has none: OpenAI's header, or the one of Anthropic's clients.
+function given(r) {
+    const found = /^Bearer +([^ ]+) *$/i.exec(r.headersIn['Authorization'] || '');
+    const value = (found ? found[1] : r.headersIn['X-Api-Key']) || '';
+    return value.length > 512 ? '' : value;
+}
+
 // Name of the token that a request carries, '' where it has none that is known. Tokens are known by their SHA-256 only.
 function token(r) {
-    const header = r.headersIn['Authorization'] || '';
-    const found = /^Bearer +([^ ]+) *$/i.exec(header);
-    // Anthropic's clients have a header of their own.
-    const given = found ? found[1] : r.headersIn['X-Api-Key'];
-    if (!given || given.length > 512) {
-        return '';
-    }
-    const hash = crypto.createHash('sha256').update(given).digest('hex');
+    const value = given(r);
+    const hash = value && crypto.createHash('sha256').update(value).digest('hex');
     return has(policy.tokens, hash) ? policy.tokens[hash] : '';
+}
+
+// What the gateway of another host is handed: the known token in one spelling, and nothing where there is none.
+function bearer(r) {
+    return r.variables.gateway_token ? 'Bearer ' + given(r) : '';
 }
 
 // A model's name as Ollama compares it: without regard to case, `latest` where no tag is given.
@@ -100,12 +106,12 @@ function read(r) {
         r.headersOut['Allow'] = 'GET, HEAD';
         return refuse(r, 405, r.uri + ' takes GET only.');
     }
-    // nginx hands the path on decoded, so a name with a line's end or a blank would be another request's beginning.
+    // nginx passes the path on decoded, so a name with a line's end or a blank would be another request's beginning.
     const one = r.uri.slice('/v1/models/'.length);
     if (r.uri.indexOf('/v1/models/') === 0 && (/[^A-Za-z0-9._:\/-]/.test(one) || !mayUse(mine, one))) {
         return refuse(r, 404, 'This model is not declared here, or not for this token.');
     }
-    r.internalRedirect('@server');
+    r.internalRedirect('@bare');
 }
 
 // Lists of models, reduced to those that the token may use.
@@ -145,6 +151,10 @@ function exists(path) {
 
 // For load balancers: 200 while this host takes requests, 503 and the reason while it does not.
 async function healthz(r) {
+    if (r.method !== 'GET' && r.method !== 'HEAD') {
+        r.headersOut['Allow'] = 'GET, HEAD';
+        return refuse(r, 405, r.uri + ' takes GET only.');
+    }
     let status = 'ok';
     if (exists(policy.drain)) {
         status = 'drained';
@@ -161,4 +171,4 @@ async function healthz(r) {
     r.return(status === 'ok' ? 200 : 503, JSON.stringify({status: status, config: policy.config}) + '\n');
 }
 
-export default {token: token, infer: infer, read: read, list: list, healthz: healthz};
+export default {token: token, bearer: bearer, infer: infer, read: read, list: list, healthz: healthz};

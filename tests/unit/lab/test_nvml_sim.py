@@ -16,7 +16,8 @@ import types
 
 import pytest
 
-from ansible_collections.gpufleet.llm.plugins.module_utils._gpu import nvml
+from ansible_collections.gpufleet.llm.plugins.module_utils._gpu import library as gpu_library
+from ansible_collections.gpufleet.llm.plugins.module_utils._gpu import shape
 
 REPO = pathlib.Path(__file__).resolve().parents[3]
 MIB = 1024 * 1024
@@ -28,14 +29,15 @@ pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="no C compil
 CLIENT = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-import pynvml, nvml
+import pynvml
+from module_utils._gpu import client, library, sample
 handles = {}
 for line in sys.stdin:
     name, args = json.loads(line)
     args = [handles.get(arg, arg) if isinstance(arg, str) else arg for arg in args]
     try:
         if name in ("sample", "bare"):
-            value = nvml.sample() if name == "sample" else nvml.read(nvml.BareLibrary("libnvidia-ml.so.1"), "libnvidia-ml")
+            value = sample.sample() if name == "sample" else client.read(library.Library(library.NAME), "libnvidia-ml")
         else:
             value = getattr(pynvml, name)(*args)
             if "GetHandle" in name:
@@ -106,7 +108,7 @@ class Client:
         self.state = state
         environment = dict(os.environ, LD_LIBRARY_PATH=str(library), NVML_SIM_STATE=str(state))
         self.process = subprocess.Popen(
-            [sys.executable, "-c", CLIENT, str(REPO / "plugins/module_utils/_gpu")],
+            [sys.executable, "-c", CLIENT, str(REPO / "plugins")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -401,11 +403,11 @@ def test_a_sample_by_the_client_and_by_the_bare_library_agree(client):
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [
-        (nvml.BareLibrary._Memory, pynvml.c_nvmlMemory_v2_t),
-        (nvml.BareLibrary._Pci, pynvml.nvmlPciInfo_t),
-        (nvml.BareLibrary._Process, pynvml.c_nvmlProcessInfo_v2_t),
-        (nvml.BareLibrary._Utilization, pynvml.c_nvmlUtilization_t),
-        (nvml.BareLibrary._Field, pynvml.c_nvmlFieldValue_t),
+        (gpu_library.Library._Memory, pynvml.c_nvmlMemory_v2_t),
+        (gpu_library.Library._Pci, pynvml.nvmlPciInfo_t),
+        (gpu_library.Library._Process, pynvml.c_nvmlProcessInfo_v2_t),
+        (gpu_library.Library._Utilization, pynvml.c_nvmlUtilization_t),
+        (gpu_library.Library._Field, pynvml.c_nvmlFieldValue_t),
     ],
 )
 def test_our_few_structures_lie_in_memory_as_those_of_nvidia_do(ours, theirs):
@@ -416,21 +418,21 @@ def test_our_few_structures_lie_in_memory_as_those_of_nvidia_do(ours, theirs):
 
 
 def test_a_process_list_that_grew_in_between_is_asked_again():
-    library = nvml.BareLibrary("libnone.so")
-    answers = [(nvml.INSUFFICIENT_SIZE, 1), (nvml.INSUFFICIENT_SIZE, 9), (nvml.INSUFFICIENT_SIZE, 9), (nvml.SUCCESS, 1)]
+    library = gpu_library.Library("libnone.so")
+    answers = [(shape.INSUFFICIENT_SIZE, 1), (shape.INSUFFICIENT_SIZE, 9), (shape.INSUFFICIENT_SIZE, 9), (shape.SUCCESS, 1)]
 
     def grown(_handle, room, entries):
         code, count = answers.pop(0)
         room._obj.value = count
-        if code == nvml.SUCCESS:
-            entries[0].pid, entries[0].usedGpuMemory = 7, nvml.NOT_AVAILABLE
+        if code == shape.SUCCESS:
+            entries[0].pid, entries[0].usedGpuMemory = 7, gpu_library.NOT_AVAILABLE
         return code
 
     # v3 is not there: as before release 510
     library._library = types.SimpleNamespace(nvmlDeviceGetComputeRunningProcesses_v2=grown)
-    with pytest.raises(nvml.NvmlError) as told:
+    with pytest.raises(gpu_library.NvmlError) as told:
         library.nvmlDeviceGetComputeRunningProcesses("handle")
-    assert told.value.value == nvml.INSUFFICIENT_SIZE
+    assert told.value.value == shape.INSUFFICIENT_SIZE
     assert [vars(entry) for entry in library.nvmlDeviceGetComputeRunningProcesses("handle")] == [{"pid": 7, "usedGpuMemory": None}]
     assert not answers
 

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ansible_collections.gpufleet.llm.plugins.module_utils._driver import state as driver_state
-from ansible_collections.gpufleet.llm.plugins.module_utils._gpu import nvml
+from ansible_collections.gpufleet.llm.plugins.module_utils._gpu import shape
 
 REPO = pathlib.Path(__file__).resolve().parents[4]
 OLD, NEW = "6.1.0-9-amd64", "6.1.0-50-amd64"
@@ -50,8 +50,8 @@ def no_program(command, **_kwargs):
 
 def taken(state="ok", gpus=1, **changes):
     """A sample of nvml of so many RTX 4090."""
-    gpu = dict(nvml.EMPTY_GPU, name="NVIDIA GeForce RTX 4090", compute_capability="8.9", total_mib=24564)
-    message = None if state == "ok" else nvml.MESSAGES.get(state, "NVML failed.")
+    gpu = dict(shape.EMPTY_GPU, name="NVIDIA GeForce RTX 4090", compute_capability="8.9", total_mib=24564)
+    message = None if state == "ok" else shape.MESSAGES.get(state, "NVML failed.")
     return {
         "state": state,
         "message": message,

@@ -358,7 +358,7 @@ def test_a_model_by_name(tmp_path, web):
         (b"<html>", "its manifest is not one of a model"),
         (b"[]", "its manifest is not one of a model"),
         (b'{"layers": [{"mediaType": "x", "digest": "y", "size": 3}]}', "has no GGUF layer"),
-        (b"x" * (2 << 20), "its manifest is not one of a model"),
+        (b"x" * (2 << 20), "has more than 1,048,576 bytes"),
         (json.dumps({"layers": [{"mediaType": plan_gguf.MODEL_LAYER, "digest": "sha256:../../x", "size": 3}]}).encode(), "has no GGUF layer"),
         (json.dumps({"layers": [{"mediaType": plan_gguf.MODEL_LAYER, "digest": "sha256:" + "ab" * 32, "size": -3}]}).encode(), "has no GGUF layer"),
     ],

@@ -932,8 +932,9 @@ def test_unfencing_as_root_follows_no_link_out_of_the_guards_folder(config, tmp_
     folder, prize = tmp_path / "state", tmp_path / "prize"
     folder.mkdir()
     prize.write_text("root's")
-    for above in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        above.chmod(0o755)
+    for above in tmp_path.parents[:-2]:
+        above.chmod(above.stat().st_mode | 0o11)
+    tmp_path.chmod(0o755)
     config.update(mode="act", state_dir=str(folder))
     lost = gpu(state="lost", processes=None, used_mib=None, free_mib=None, total_mib=None)
     ticks(config, 3, nvml=lambda: {"state": "ok", "message": None, "gpus": [lost]})

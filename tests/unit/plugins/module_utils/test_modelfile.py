@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import modelfile
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import modelfile, parameters
 
 WHOLE = '''# A comment
 from qwen3:14b
@@ -78,7 +78,7 @@ def test_line_ends_marks_and_last_words():
     ],
 )
 def test_errors_name_the_line(text, line, words):
-    with pytest.raises(modelfile.ModelfileError) as caught:
+    with pytest.raises(parameters.ModelfileError) as caught:
         modelfile.declaration(text)
     assert words in str(caught.value)
     assert caught.value.line == line
@@ -88,7 +88,7 @@ def test_errors_name_the_line(text, line, words):
 
 def test_the_error_of_the_house_style():
     text = "FROM a\n" * 8 + "PARAMETER cache_type q8_0\n"
-    with pytest.raises(modelfile.ModelfileError) as caught:
+    with pytest.raises(parameters.ModelfileError) as caught:
         modelfile.declaration(text)
     expected = "Modelfile line 9: unknown parameter 'cache_type'. The KV cache type is a server setting: ollama_kv_cache_type."
     assert str(caught.value) == expected
@@ -113,7 +113,7 @@ def test_the_error_of_the_house_style():
     ],
 )
 def test_values_take_their_type(name, value, typed):
-    got = modelfile.check_parameter(name, value)
+    got = parameters.check_parameter(name, value)
     assert got == typed
     assert type(got) is type(typed)
 
@@ -154,33 +154,33 @@ def test_values_take_their_type(name, value, typed):
     ],
 )
 def test_values_that_the_server_would_swallow(name, value, words):
-    with pytest.raises(modelfile.ModelfileError) as caught:
-        modelfile.check_parameter(name, value)
+    with pytest.raises(parameters.ModelfileError) as caught:
+        parameters.check_parameter(name, value)
     assert words in str(caught.value)
     assert len(str(caught.value)) < 500
 
 
 def test_all_faults_at_once():
-    with pytest.raises(modelfile.ModelfileError, match=r"(?s)num_ctx.*cache_type|cache_type.*num_ctx"):
-        modelfile.validate_parameters({"num_ctx": "4k", "cache_type": "q8_0", "top_k": 20})
+    with pytest.raises(parameters.ModelfileError, match=r"(?s)num_ctx.*cache_type|cache_type.*num_ctx"):
+        parameters.validate_parameters({"num_ctx": "4k", "cache_type": "q8_0", "top_k": 20})
 
 
 def test_every_name_that_is_not_one_has_advice():
-    for name in {**modelfile.NEVER, **modelfile.DEPRECATED}:
-        assert name not in modelfile.PARAMETERS
-        with pytest.raises(modelfile.ModelfileError, match=r"unknown parameter '.*'\. .+\.$"):
-            modelfile.check_parameter(name, 1)
+    for name in {**parameters.NEVER, **parameters.DEPRECATED}:
+        assert name not in parameters.PARAMETERS
+        with pytest.raises(parameters.ModelfileError, match=r"unknown parameter '.*'\. .+\.$"):
+            parameters.check_parameter(name, 1)
 
 
 TEXT = st.text(alphabet=st.one_of(st.sampled_from('" \n\r\t#a{}:'), st.characters(codec="utf-8", exclude_characters="\ufeff")), max_size=40)
 WORD = st.from_regex(r"[A-Za-z0-9_.:/-]{1,12}", fullmatch=True)
 NUMBERS = {
-    modelfile.INT: st.integers(4, 2**31),
-    modelfile.FLOAT: st.floats(0, 1, allow_nan=False),
-    modelfile.BOOL: st.booleans(),
-    modelfile.TEXTS: st.lists(TEXT.filter(bool), min_size=1, max_size=3),
+    parameters.INT: st.integers(4, 2**31),
+    parameters.FLOAT: st.floats(0, 1, allow_nan=False),
+    parameters.BOOL: st.booleans(),
+    parameters.TEXTS: st.lists(TEXT.filter(bool), min_size=1, max_size=3),
 }
-PARAMETERS = st.fixed_dictionaries({}, optional={name: NUMBERS[kind[0]] for name, kind in modelfile.PARAMETERS.items()})
+PARAMETERS = st.fixed_dictionaries({}, optional={name: NUMBERS[kind[0]] for name, kind in parameters.PARAMETERS.items()})
 DECLARED = st.fixed_dictionaries(
     {"from": st.lists(WORD, min_size=1, max_size=2)},
     optional={
@@ -225,7 +225,7 @@ def test_a_text_is_carried_unless_quotes_end_a_line_inside(text):
 def test_hostile_text_is_read_or_refused(text):
     try:
         declared = modelfile.declaration(text)
-    except modelfile.ModelfileError as error:
+    except parameters.ModelfileError as error:
         assert len(str(error)) < 700
     else:
         assert declared["from"]
@@ -236,6 +236,6 @@ def test_long_text_costs_one_pass(text):
     began = time.process_time()
     try:
         modelfile.declaration(text)
-    except modelfile.ModelfileError as error:
+    except parameters.ModelfileError as error:
         assert "never closed" in str(error)
     assert time.process_time() - began < 3

@@ -9,8 +9,8 @@ import json
 import pytest
 import yaml
 
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import declaration as ollama_declaration
 from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import declared as ollama_declared
-from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import model as ollama_model
 
 QWEN = {"name": "q", "from": "qwen3:14b", "load": True, "parameters": {"num_ctx": 40960, "num_batch": 512}}
 
@@ -78,7 +78,7 @@ def tags(*names):
 
 
 def test_what_nobody_declares():
-    declared = [ollama_model.declare(QWEN), ollama_model.declare({"name": "f", "gguf": "/x"})]
+    declared = [ollama_declaration.declare(QWEN), ollama_declaration.declare({"name": "f", "gguf": "/x"})]
     there = tags("q:latest", "Qwen3:14b", "f:latest", "f:latest.src-0123456789ab", "old:latest", "g:latest.src-0123456789ab")
     assert ollama_declared.undeclared(declared, there) == ["g:latest.src-0123456789ab", "old:latest"]
 

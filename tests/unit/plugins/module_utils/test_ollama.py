@@ -15,7 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ansible_collections.gpufleet.llm.plugins.module_utils import _http
 from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import client as ollama_client
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import names as ollama_names
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import registry as ollama_registry
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import sources as ollama_sources
 from ansible_collections.gpufleet.llm.tests.unit.plugins.ollama_server import chunked, free_port, http, scripted
 
 
@@ -32,18 +36,18 @@ from ansible_collections.gpufleet.llm.tests.unit.plugins.ollama_server import ch
     ],
 )
 def test_names(given_name, short):
-    assert ollama_client.short_name(given_name) == short
+    assert ollama_names.short_name(given_name) == short
 
 
 @pytest.mark.parametrize("name", ["", None, 7, "a b", "lan:5000/m", "a:b:c", "/m", "m:", "x:cloud", "x:7b-cloud", "x:local", "é", "a" * 81, "n.s/m/"])
 def test_names_that_the_server_refuses(name):
     with pytest.raises(ValueError, match="no model name|keeps for its cloud"):
-        ollama_client.parse_name(name)
+        ollama_names.parse_name(name)
 
 
 def test_names_are_the_same_whatever_their_case():
-    assert ollama_client.same_name("QWEN3", "qwen3:latest")
-    assert not ollama_client.same_name("qwen3:8b", "qwen3:14b")
+    assert ollama_names.same_name("QWEN3", "qwen3:latest")
+    assert not ollama_names.same_name("qwen3:8b", "qwen3:14b")
 
 
 @pytest.mark.parametrize(
@@ -61,19 +65,19 @@ def test_names_are_the_same_whatever_their_case():
     ],
 )
 def test_urls(url, address):
-    assert ollama_client.parse_url(url) == address
+    assert _http.parse_url(url, ollama_client.DEFAULT_PORT) == address
 
 
 @pytest.mark.parametrize("url", ["", "ftp://x", "http://", "http://u:p@h", "http://h:99999", "http+unix://", "http://[::1"])
 def test_urls_that_are_none(url):
     with pytest.raises(ValueError, match="wanted"):
-        ollama_client.parse_url(url)
+        _http.parse_url(url)
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.text(max_size=60))
 def test_hostile_names_and_urls(text):
-    for parse in (ollama_client.parse_name, ollama_client.parse_url):
+    for parse in (ollama_names.parse_name, _http.parse_url):
         with contextlib.suppress(ValueError):
             parse(text)
 
@@ -201,8 +205,8 @@ def test_reads_are_tried_again_and_writes_are_not():
         assert talk.version() == "1"
         assert failure(lambda: talk.delete("x")).kind == "cut"
     assert len(asked) == 1
-    assert [method for method, _path in talk.requests] == ["GET", "GET", "DELETE"]
-    assert talk.writes == 1
+    assert [method for method, _path in talk.server.requests] == ["GET", "GET", "DELETE"]
+    assert talk.server.writes == 1
 
 
 def test_a_write_that_was_refused_before_it_was_sent_is_tried_again():
@@ -221,7 +225,7 @@ def test_a_write_that_was_refused_before_it_was_sent_is_tried_again():
     thread.start()
     talk.delete("x")
     thread.join()
-    assert talk.writes == 1
+    assert talk.server.writes == 1
 
 
 class Kept(socketserver.StreamRequestHandler):
@@ -271,7 +275,7 @@ def test_over_ipv6_and_a_socket_file(tmp_path):
 def test_a_blob_goes_up_once(tmp_path):
     path = tmp_path / "blob"
     path.write_bytes(b"12345")
-    digest = ollama_client.file_digest(str(path))
+    digest = ollama_sources.file_digest(str(path))
     assert digest == "sha256:5994471abb01112afcc18159f6cc74b4f511b99806da59b3caf5a9c173cacfc5"
     with scripted(http(b"", "404 Not Found"), http(b"", "201 Created")) as (url, asked):
         assert client(url).push_blob(str(path), digest) == 5
@@ -315,7 +319,7 @@ def test_an_embedding_model_is_loaded_by_an_embedding():
 
 
 def test_a_line_without_end_is_given_up(monkeypatch):
-    monkeypatch.setattr(ollama_client, "LONGEST_LINE", 1000)
+    monkeypatch.setattr(_http.Server.lines, "__defaults__", (1000,))
     with scripted(chunked(b"x" * 3000)) as (url, _asked):
         assert failure(lambda: client(url).create({"model": "x"})).kind == "not_ollama"
 
@@ -324,9 +328,9 @@ def test_the_digest_in_the_registry():
     body = b'{"layers": []}'
     with scripted(http(body)) as (url, asked):
         host = url[len("http://") :]
-        assert ollama_client.registry_digest(f"{host}/ns/m:t", insecure=True) == hashlib.sha256(body).hexdigest()
+        assert ollama_registry.digest(f"{host}/ns/m:t", insecure=True) == hashlib.sha256(body).hexdigest()
     assert asked[0].startswith(b"GET /v2/ns/m/manifests/t ")
     for answer, kind in ((http(b"", "404 Not Found"), "not_found"), (http(b"{}"), "not_ollama"), (None, "unreachable")):
         with scripted(answer) as (url, _asked):
             host = url[len("http://") :]
-            assert failure(lambda host=host: ollama_client.registry_digest(f"{host}/ns/m:t", insecure=True)).kind == kind
+            assert failure(lambda host=host: ollama_registry.digest(f"{host}/ns/m:t", insecure=True)).kind == kind

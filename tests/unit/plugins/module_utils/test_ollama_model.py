@@ -17,9 +17,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import apply as ollama_apply
 from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import client as ollama_client
-from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import model as ollama_model
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import declaration as ollama_declaration
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import difference as ollama_difference
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import load as ollama_load
 from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import modelfile as ollama_modelfile
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import names as ollama_names
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import observed as ollama_observed
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import parameters as ollama_parameters
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import registry as ollama_registry
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import sources as ollama_sources
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import store as ollama_store
 from ansible_collections.gpufleet.llm.tests.unit.plugins.ollama_server import Registry, ollama, scripted, tiny_gguf
 
 
@@ -60,11 +69,11 @@ def registry():
 def run(url, entry, check=False, state="present", **options):
     """What became of one declaration: the Result, with the client that it used."""
     client = ollama_client.Client(url, timeout=60)
-    store, result = ollama_model.Store(client), ollama_model.Result(check)
+    store, result = ollama_store.Store(client), ollama_store.Result(check)
     if state == "present":
-        ollama_model.ensure_present(client, store, ollama_model.declare(entry), result, **options)
+        ollama_apply.ensure_present(client, store, ollama_declaration.declare(entry), result, **options)
     else:
-        ollama_model.ensure_absent(client, store, entry["name"], result, **options)
+        ollama_apply.ensure_absent(client, store, entry["name"], result, **options)
     client.close()
     result.client = client
     return result
@@ -73,22 +82,22 @@ def run(url, entry, check=False, state="present", **options):
 def predicted_then_done(url, entry, **options):
     """The outcome; check mode said the same before, and the second run changes nothing and only reads thrice."""
     said = run(url, entry, check=True, **options)
-    assert said.client.writes == 0
+    assert said.client.server.writes == 0
     done = run(url, entry, **options)
     assert said.changed == done.changed
     assert said.differs == done.differs
     assert [one for one in done.actions if not one.startswith("unload")] == said.actions
     again = run(url, entry, **options)
     assert (again.changed, again.differs, again.actions) == (False, [], [])
-    assert again.client.writes == 0
-    assert len(again.client.requests) <= 3
+    assert again.client.server.writes == 0
+    assert len(again.client.server.requests) <= 3
     return done
 
 
 def digest(url, name):
     client = ollama_client.Client(url)
     with contextlib.closing(client):
-        return ollama_model.Store(client).digest(name)
+        return ollama_store.Store(client).digest(name)
 
 
 # --- against a server ----------------------------------------------------------------------------------------------
@@ -168,8 +177,8 @@ def test_a_file_that_another_model_has_is_not_sent_again(server, gguf):
 def test_a_pinned_file_need_not_be_there_any_more(server, tmp_path):
     path = tmp_path / "m.gguf"
     tiny_gguf(path, salt="pinned")
-    pin = ollama_client.file_digest(str(path))
-    with pytest.raises(ollama_model.ModelError, match=r"damaged or another one"):
+    pin = ollama_sources.file_digest(str(path))
+    with pytest.raises(ollama_declaration.ModelError, match=r"damaged or another one"):
         run(server, {"name": "pinned", "gguf": str(path), "gguf_sha256": "0" * 64})
     entry = {"name": "pinned", "gguf": str(path), "gguf_sha256": pin}
     assert run(server, entry).changed
@@ -181,9 +190,9 @@ def test_a_pinned_file_need_not_be_there_any_more(server, tmp_path):
 def test_what_is_no_gguf_file_is_not_sent(server, tmp_path):
     path = tmp_path / "weights.bin"
     path.write_bytes(b"PK\x03\x04")
-    with pytest.raises(ollama_model.ModelError, match="no GGUF file"):
+    with pytest.raises(ollama_declaration.ModelError, match="no GGUF file"):
         run(server, {"name": "odd", "gguf": str(path)})
-    with pytest.raises(ollama_model.ModelError, match="cannot be read"):
+    with pytest.raises(ollama_declaration.ModelError, match="cannot be read"):
         run(server, {"name": "odd", "gguf": str(tmp_path / "none.gguf")})
 
 
@@ -214,11 +223,11 @@ def test_a_tag_that_moves_in_the_registry(server, registry, gguf):
     pinned = {**entry, "base_digest": f"sha256:{new}"}
     assert not run(server, pinned).changed
     for check in (True, False):
-        with pytest.raises(ollama_model.ModelError, match="base_digest wants"):
+        with pytest.raises(ollama_declaration.ModelError, match="base_digest wants"):
             run(server, {**entry, "base_digest": old}, check=check)
-        with pytest.raises(ollama_model.ModelError, match="pull is never"):
+        with pytest.raises(ollama_declaration.ModelError, match="pull is never"):
             run(server, {**entry, "base_digest": old, "pull": "never"}, check=check)
-        with pytest.raises(ollama_model.ModelError, match="does not have, and pull is never"):
+        with pytest.raises(ollama_declaration.ModelError, match="does not have, and pull is never"):
             run(server, {"name": "x", "from": f"{registry.host}/ns/none:t", "pull": "never"}, check=check)
 
     run(server, {"name": name}, state="absent")
@@ -251,12 +260,12 @@ def test_loaded_unloaded_and_replaced_while_loaded(server, base):
     client = ollama_client.Client(server, timeout=60)
 
     def load(keep_alive=None, check=False):
-        result = ollama_model.Result(check)
-        found = ollama_model.ensure_loaded(client, ollama_model.Store(client), "busy", keep_alive, result)
+        result = ollama_store.Result(check)
+        found = ollama_load.ensure_loaded(client, ollama_store.Store(client), "busy", keep_alive, result)
         return result, found
 
     assert load(check=True)[0].changed
-    assert ollama_model.loaded_entry(client, "busy") is None
+    assert ollama_load.loaded_entry(client, "busy") is None
     result, found = load()
     assert result.changed
     assert found["context_length"] == 300
@@ -267,19 +276,19 @@ def test_loaded_unloaded_and_replaced_while_loaded(server, base):
     entry["parameters"]["num_ctx"] = 310
     done = run(server, entry)
     assert "unload busy:latest" in done.actions
-    assert ollama_model.loaded_entry(client, "busy") is None
+    assert ollama_load.loaded_entry(client, "busy") is None
     assert load()[1]["context_length"] == 310
 
-    result = ollama_model.Result(False)
-    ollama_model.ensure_unloaded(client, "busy", result)
+    result = ollama_store.Result(False)
+    ollama_load.ensure_unloaded(client, "busy", result)
     assert result.changed
-    result = ollama_model.Result(False)
-    ollama_model.ensure_unloaded(client, "busy", result)
+    result = ollama_store.Result(False)
+    ollama_load.ensure_unloaded(client, "busy", result)
     assert not result.changed
     load()
     run(server, entry, state="absent")
-    assert ollama_model.loaded_entry(client, "busy") is None
-    with pytest.raises(ollama_model.ModelError, match="not on the server"):
+    assert ollama_load.loaded_entry(client, "busy") is None
+    with pytest.raises(ollama_declaration.ModelError, match="not on the server"):
         load()
     client.close()
 
@@ -289,9 +298,9 @@ def test_an_alias_on_the_same_runner_counts_as_loaded(server, base):
         run(server, {"name": name, "from": base, "parameters": {"num_ctx": 320 if name != "other" else 330, "top_k": len(name)}})
     client = ollama_client.Client(server, timeout=60)
     client.generate_load("one:latest")
-    store, ps = ollama_model.Store(client), client.ps()
-    assert ollama_model.running(client, store.find("two"), ps)["name"] == "one:latest"
-    assert ollama_model.running(client, store.find("other"), ps) is None
+    store, ps = ollama_store.Store(client), client.ps()
+    assert ollama_load.running(client, store.find("two"), ps)["name"] == "one:latest"
+    assert ollama_load.running(client, store.find("other"), ps) is None
     client.close()
     for name in ("one", "two", "other"):
         run(server, {"name": name}, state="absent")
@@ -304,7 +313,7 @@ def test_a_writer_beside_us_is_told(server, base, monkeypatch):
         create(self, {**request, "parameters": {**request["parameters"], "top_k": 99}})
 
     monkeypatch.setattr(ollama_client.Client, "create", disturbed)
-    with pytest.raises(ollama_model.ModelError, match=r"something else in parameters\.top_k"):
+    with pytest.raises(ollama_declaration.ModelError, match=r"something else in parameters\.top_k"):
         run(server, {"name": "disturbed", "from": base, "parameters": {"top_k": 1}})
     monkeypatch.undo()
     assert run(server, {"name": "disturbed", "from": base, "parameters": {"top_k": 1}}).differs == ["parameters.top_k"]
@@ -318,7 +327,7 @@ def test_a_model_that_does_not_leave_memory_is_not_replaced(server, base, monkey
     client.generate_load("stuck")
     before = digest(server, "stuck")
     monkeypatch.setattr(ollama_client.Client, "unload", lambda self, model: None)
-    with pytest.raises(ollama_model.ModelError, match=r"still loaded 0\.2 s after"):
+    with pytest.raises(ollama_declaration.ModelError, match=r"still loaded 0\.2 s after"):
         run(server, {**entry, "system": "x"}, unload_timeout=0.2)
     monkeypatch.undo()
     assert digest(server, "stuck") == before
@@ -328,7 +337,7 @@ def test_a_model_that_does_not_leave_memory_is_not_replaced(server, base, monkey
 
 
 def test_a_version_that_is_required(server, base):
-    with pytest.raises(ollama_model.ModelError, match=r"requires Ollama 99\.0\.0"):
+    with pytest.raises(ollama_declaration.ModelError, match=r"requires Ollama 99\.0\.0"):
         run(server, {"name": "new", "modelfile": f"FROM {base}\nREQUIRES 99.0.0"})
 
 
@@ -342,13 +351,13 @@ TEXT = st.text(
     max_size=30,
 )
 NUMBERS = {
-    ollama_modelfile.INT: st.integers(4, 2**40),
-    ollama_modelfile.FLOAT: st.floats(0, 1, allow_nan=False).map(lambda number: float(f"{number:.12g}")),
-    ollama_modelfile.BOOL: st.booleans(),
-    ollama_modelfile.TEXTS: st.lists(TEXT.filter(bool), max_size=3),
+    ollama_parameters.INT: st.integers(4, 2**40),
+    ollama_parameters.FLOAT: st.floats(0, 1, allow_nan=False).map(lambda number: float(f"{number:.12g}")),
+    ollama_parameters.BOOL: st.booleans(),
+    ollama_parameters.TEXTS: st.lists(TEXT.filter(bool), max_size=3),
 }
 ENTRIES = st.fixed_dictionaries(
-    {"parameters": st.fixed_dictionaries({}, optional={name: NUMBERS[kind[0]] for name, kind in ollama_modelfile.PARAMETERS.items()})},
+    {"parameters": st.fixed_dictionaries({}, optional={name: NUMBERS[kind[0]] for name, kind in ollama_parameters.PARAMETERS.items()})},
     optional={
         # Balanced or none: the server refuses templates that do not parse.
         "template": TEXT.map(lambda text: text.replace("{", "").replace("}", "") + "{{ .Prompt }}"),
@@ -400,13 +409,13 @@ def test_any_declaration_changes_once(server, base, entry, source):
     ],
 )
 def test_declarations_that_cannot_be(entry, words):
-    with pytest.raises(ollama_model.ModelError) as caught:
-        ollama_model.declare(entry)
+    with pytest.raises(ollama_declaration.ModelError) as caught:
+        ollama_declaration.declare(entry)
     assert words in str(caught.value)
 
 
 def test_a_modelfile_is_taken_apart():
-    declared = ollama_model.declare(
+    declared = ollama_declaration.declare(
         {
             "name": "a",
             "modelfile": "FROM x.gguf\nADAPTER l.gguf\nPARAMETER top_k 1\nSYSTEM s",
@@ -418,8 +427,8 @@ def test_a_modelfile_is_taken_apart():
     assert declared.adapter == "/srv/l.gguf"
     assert declared.parameters == {"num_ctx": 8, "top_k": 2}
     assert declared.system == "s"
-    printed = ollama_model.declared_modelfile(declared)
-    again = ollama_model.declare({"name": "a", "modelfile": printed})
+    printed = ollama_declaration.declared_modelfile(declared)
+    again = ollama_declaration.declare({"name": "a", "modelfile": printed})
     assert again == declared
 
 
@@ -428,13 +437,13 @@ def test_a_modelfile_is_taken_apart():
     [(None, None), ("", None), ("-1", -1), (300, 300), ("30m", "30m"), ("1h30m", "1h30m"), ("-5m", "-5m")],
 )
 def test_keep_alive(given_value, value):
-    assert ollama_model.check_keep_alive(given_value) == value
+    assert ollama_declaration.check_keep_alive(given_value) == value
 
 
 @pytest.mark.parametrize("value", ["soon", "5 m", "1d", "m", "--1"])
 def test_keep_alive_that_is_none(value):
-    with pytest.raises(ollama_model.ModelError, match="keep_alive is"):
-        ollama_model.check_keep_alive(value)
+    with pytest.raises(ollama_declaration.ModelError, match="keep_alive is"):
+        ollama_declaration.check_keep_alive(value)
 
 
 def show(**changes):
@@ -457,7 +466,7 @@ def test_parameters_as_go_prints_them():
         "use_mmap                       false\n"
         "cache_type                     <nil>\n"
     )
-    assert ollama_model.observe(show(parameters=text))["parameters"] == {
+    assert ollama_observed.observe(show(parameters=text))["parameters"] == {
         "temperature": 0.6,
         "num_ctx": 1048576.0,
         "stop": ['a"b\n\a\x7f\u2028\U0001f600', " b "],
@@ -474,43 +483,43 @@ def test_the_stored_template_is_read_where_another_is_shown():
         ('TEMPLATE """a"\n"""\nb"""', 'a"\n"""\nb'),
     ):
         text = f'{blob}\n{printed}\nSYSTEM s\nRENDERER r\nPARSER p\nPARAMETER x 1\nLICENSE "\nRENDERER no"\n'
-        observed = ollama_model.observe(show(modelfile=text, template="of the GGUF file", system="s"))
+        observed = ollama_observed.observe(show(modelfile=text, template="of the GGUF file", system="s"))
         assert observed["template"] == template
         assert (observed["renderer"], observed["parser"]) == ("r", "p")
         assert observed["weights"] == ["b" * 64]
 
 
 def test_numbers_compare_as_numbers_and_nothing_else_does():
-    have = ollama_model.observe(show(parameters="num_ctx 4096\nuse_mmap true"))
+    have = ollama_observed.observe(show(parameters="num_ctx 4096\nuse_mmap true"))
     want = copy.deepcopy(have)
     want["parameters"] = {"num_ctx": 4096, "use_mmap": True, "stop": []}
-    assert ollama_model.difference(have, want) == []
+    assert ollama_difference.difference(have, want) == []
     want["parameters"] = {"num_ctx": 4096, "use_mmap": 1}
-    assert ollama_model.difference(have, want) == []
+    assert ollama_difference.difference(have, want) == []
     want["parameters"] = {"num_ctx": "4096", "use_mmap": False}
-    assert ollama_model.difference(have, want) == ["parameters.num_ctx", "parameters.use_mmap"]
+    assert ollama_difference.difference(have, want) == ["parameters.num_ctx", "parameters.use_mmap"]
 
 
 def test_what_the_server_adds_by_itself_is_no_difference():
-    have = ollama_model.observe(show(parameters='stop "<turn|>"', details={"family": "gemma4", "parent_model": "x:latest"}))
+    have = ollama_observed.observe(show(parameters='stop "<turn|>"', details={"family": "gemma4", "parent_model": "x:latest"}))
     have["renderer"] = "gemma4"
     want = {**have, "renderer": "", "parameters": {}}
-    assert ollama_model.difference(have, want) == []
-    assert ollama_model.difference({**have, "family": "qwen3"}, want) == ["renderer", "parameters.stop"]
+    assert ollama_difference.difference(have, want) == []
+    assert ollama_difference.difference({**have, "family": "qwen3"}, want) == ["renderer", "parameters.stop"]
 
 
 def test_sources_belong_to_one_model():
     content = "0123456789abcdef"
     tags = [
-        {"name": ollama_model.source_name(name, content, quantize)}
+        {"name": ollama_names.source_name(name, content, quantize)}
         for name, quantize in (("m", None), ("m:v1", "q8_0"), ("lan:5000/ns/m", None), ("m-a", None))
     ]
     assert [one["name"] for one in tags][:2] == ["m:latest.src-0123456789ab", "m:v1.src-0123456789ab-q8_0"]
-    assert ollama_model.sources_of("m", tags) == ["m:latest.src-0123456789ab"]
-    assert ollama_model.sources_of("M:V1", tags) == ["m:v1.src-0123456789ab-q8_0"]
-    assert all(ollama_model.is_source(one["name"]) for one in tags)
-    assert not ollama_model.is_source("m:latest")
-    assert len(ollama_client.parse_name(ollama_model.source_name("m:" + "t" * 80, content, "q4_k_m")).tag) == 80
+    assert ollama_names.sources_of("m", tags) == ["m:latest.src-0123456789ab"]
+    assert ollama_names.sources_of("M:V1", tags) == ["m:v1.src-0123456789ab-q8_0"]
+    assert all(ollama_names.is_source(one["name"]) for one in tags)
+    assert not ollama_names.is_source("m:latest")
+    assert len(ollama_names.parse_name(ollama_names.source_name("m:" + "t" * 80, content, "q4_k_m")).tag) == 80
 
 
 @pytest.mark.parametrize(
@@ -524,7 +533,7 @@ def test_sources_belong_to_one_model():
     ],
 )
 def test_offload(size, vram, words):
-    problem = ollama_model.offload_problem("m", {"size": size, "size_vram": vram})
+    problem = ollama_load.offload_problem("m", {"size": size, "size_vram": vram})
     assert (problem is None) == (words is None)
     if words:
         assert words in problem
@@ -533,8 +542,8 @@ def test_offload(size, vram, words):
 
 def test_what_the_engine_said_contradicts_no_refusal():
     said = {"wanted_mib": 11885, "free_mib": 7838, "layers": 23, "all_layers": 41}
-    assert "found 7,838 MiB free, and put 23 of 41 layers on it" in ollama_model.layout_text(said)
-    assert ollama_model.layout_text({**said, "wanted_mib": None, "layers": 41}) == ""
+    assert "found 7,838 MiB free, and put 23 of 41 layers on it" in ollama_load.layout_text(said)
+    assert ollama_load.layout_text({**said, "wanted_mib": None, "layers": 41}) == ""
 
 
 def test_a_registry_that_cannot_be_asked_predicts_no_change(monkeypatch):
@@ -547,10 +556,10 @@ def test_a_registry_that_cannot_be_asked_predicts_no_change(monkeypatch):
     def silent(name, insecure):
         raise ollama_client.OllamaError("unreachable", "The registry cannot be asked.")
 
-    monkeypatch.setattr(ollama_client, "registry_digest", silent)
-    fake, result = Fake(), ollama_model.Result(True)
-    declared = ollama_model.declare({"name": "b", "pull": "always"})
-    ollama_model.ensure_present(fake, ollama_model.Store(fake), declared, result)
+    monkeypatch.setattr(ollama_registry, "digest", silent)
+    fake, result = Fake(), ollama_store.Result(True)
+    declared = ollama_declaration.declare({"name": "b", "pull": "always"})
+    ollama_apply.ensure_present(fake, ollama_store.Store(fake), declared, result)
     assert not result.changed
     assert "is not known" in result.warnings[0]
 
@@ -601,7 +610,7 @@ def test_two_controllers_at_once_end_in_what_both_want(server, base):
         for number in range(5):
             try:
                 run(server, {**entry, "system": f"turn {number}"})
-            except ollama_model.ModelError as error:
+            except ollama_declaration.ModelError as error:
                 failures.append(str(error))
             except ollama_client.OllamaError as error:
                 # A manifest that the other one is just writing cannot be read: HTTP 500.
@@ -620,12 +629,12 @@ def test_two_controllers_at_once_end_in_what_both_want(server, base):
 
 def test_adapters_of_the_base_stay_and_one_is_added():
     text = f"FROM /x/sha256-{'b' * 64}\nADAPTER /x/sha256-{'c' * 64}\nTEMPLATE x\n"
-    base = ollama_model.observe(show(modelfile=text))
+    base = ollama_observed.observe(show(modelfile=text))
     assert base["adapters"] == ["c" * 64]
-    declared = ollama_model.declare({"name": "a", "from": "b", "adapter": "/lora.gguf"})
-    want = ollama_model.wanted(declared, "b", base, "a" * 64)
+    declared = ollama_declaration.declare({"name": "a", "from": "b", "adapter": "/lora.gguf"})
+    want = ollama_difference.wanted(declared, "b", base, "a" * 64)
     assert want["adapters"] == ["a" * 64, "c" * 64]
     have = {**want, "adapters": ["a" * 64]}
-    assert ollama_model.difference(have, want) == ["adapters"]
-    request = ollama_model.create_request(declared, "a", "b", "a" * 64)
+    assert ollama_difference.difference(have, want) == ["adapters"]
+    request = ollama_apply.create_request(declared, "a", "b", "a" * 64)
     assert request == {"model": "a", "from": "b", "adapters": {"adapter.gguf": f"sha256:{'a' * 64}"}}

@@ -14,7 +14,7 @@ import subprocess
 
 import pytest
 
-from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import modelfile, runner_options
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import parameters, runner_options
 from ansible_collections.gpufleet.llm.plugins.module_utils._open_webui import declared
 from ansible_collections.gpufleet.llm.plugins.module_utils._soak import client as soak_client
 
@@ -42,11 +42,11 @@ def test_a_model_of_open_webui_has_none_unless_the_inventory_asks_for_it():
 
 
 def test_the_modelfile_knows_each_option_of_the_runner_and_refuses_the_others():
-    assert set(runner_options.RUNNER) <= set(modelfile.PARAMETERS)
+    assert set(runner_options.RUNNER) <= set(parameters.PARAMETERS)
     for name in runner_options.OTHER + runner_options.MEMBERS:
-        assert name not in modelfile.PARAMETERS
+        assert name not in parameters.PARAMETERS
     for name in runner_options.OTHER:
-        assert name in modelfile.DEPRECATED or name in modelfile.NEVER, name
+        assert name in parameters.DEPRECATED or name in parameters.NEVER, name
 
 
 def test_the_soak_test_sends_an_option_where_a_client_would():
@@ -101,7 +101,7 @@ def test_the_list_is_what_the_server_compares():
 
 def test_every_python_file_that_names_severalrunner_options_takes_them_from_the_list():
     """A second list is what this file is to prevent."""
-    known = {"runner_options.py", "modelfile.py"}
+    known = {"runner_options.py", "parameters.py"}
     for path in sorted((ROOT / "plugins").rglob("*.py")):
         if path.name in known:
             continue

@@ -15,6 +15,7 @@ import sys
 import pytest
 import yaml
 
+from ansible_collections.gpufleet.llm.plugins.module_utils._gpu import shape
 from ansible_collections.gpufleet.llm.plugins.modules import gpu_info
 
 REPO = pathlib.Path(__file__).resolve().parents[4]
@@ -143,7 +144,7 @@ def test_what_is_returned_is_documented():
 
 def test_samples_of_the_documentation_have_the_shape_of_the_reader():
     documented = yaml.safe_load(gpu_info.RETURN)
-    gpu = {key for key in gpu_info.nvml.EMPTY_GPU if key != "processes"}
+    gpu = {key for key in shape.EMPTY_GPU if key != "processes"}
     assert set(documented["gpus"]["sample"][0]) == gpu
-    process = {"gpu_index", "gpu_uuid", *gpu_info.nvml._process(1, "compute", 1, "/nowhere")}
+    process = {"gpu_index", "gpu_uuid", *shape.process(1, "compute", 1, "/nowhere")}
     assert set(documented["processes"]["sample"][0]) == process

@@ -11,6 +11,7 @@ import pytest
 from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import client as ollama_client
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import sources as ollama_sources
 from ansible_collections.gpufleet.llm.plugins.modules import ollama_info, ollama_model
 from ansible_collections.gpufleet.llm.tests.unit.plugins.ollama_server import free_port, ollama, tiny_gguf
 
@@ -20,7 +21,7 @@ def server(tmp_path_factory):
     with ollama(tmp_path_factory.mktemp("ollama")) as url:
         client = ollama_client.Client(url, timeout=60)
         path = tiny_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
-        digest = ollama_client.file_digest(path)
+        digest = ollama_sources.file_digest(path)
         client.push_blob(path, digest)
         client.create({"model": "base", "files": {"tiny.gguf": digest}})
         client.close()

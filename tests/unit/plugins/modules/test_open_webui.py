@@ -163,7 +163,7 @@ def test_model_refusals_say_why(call, server):
     url, state = server
     options = {"url": url, "token": state.token, "id": "qwen:latest"}
     assert "there is no group Nobody; Open WebUI has Staff" in call(open_webui_model, **options, access="groups", groups=["Nobody"])["msg"]
-    assert "does not answer" in call(open_webui_model, **{**options, "url": "http://127.0.0.1:9"})["msg"]
+    assert "Nothing answers at" in call(open_webui_model, **{**options, "url": "http://127.0.0.1:9"})["msg"]
     assert call(open_webui_model, check=True, **{**options, "url": "http://127.0.0.1:9"})["changed"]
 
 
