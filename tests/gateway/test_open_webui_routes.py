@@ -241,9 +241,18 @@ def test_nothing_arrives_that_reloads_unloads_or_changes_a_model(world, caller):
     assert {"POST /api/embeddings", "POST /api/v1/embeddings", "POST /api/chat/completions", "POST /ollama/api/generate"} <= sources
 
 
-@pytest.mark.parametrize(
-    "path", ["/ollama/api/unload", "/api/models/unload", "/ollama/api/pull", "/ollama/api/create", "/ollama/api/delete", "/ollama/api/push"]
-)
+@pytest.mark.parametrize("path", ["/ollama/api/chat", "/ollama/v1/chat/completions", "/ollama/v1/messages", "/ollama/v1/responses", "/api/embeddings"])
+def test_no_spelling_gets_past(world, path):
+    page, _pin, keys, server = world
+    server.seen.clear()
+    page.must("POST", path, SHOUTED, keys["user"])
+    assert problems(server) == [] and any(seen["method"] == "POST" for seen in server.seen)
+
+
+CHANGING = "/ollama/api/unload /api/models/unload /ollama/api/pull /ollama/api/create /ollama/api/delete /ollama/api/push".split()
+
+
+@pytest.mark.parametrize("path", CHANGING)
 def test_an_administrator_of_the_page_changes_no_model(world, path):
     page, _pin, keys, server = world
     server.seen.clear()
