@@ -7,7 +7,7 @@
 For every architecture that lab/real/shapes.py can write in its true shape: weights, KV cache and compute
 buffer by formula and by dry run, over contexts, cache types, slots and batches. Prints one line a shape, and
 writes docs/measurements/plan_accuracy.md and tests/measurements/plan_accuracy.json (every figure; the unit tests hold the formula against it
-on machines without the engine). Exits 1 where a term is off by more than issue 12 allows.
+on machines without the engine). Exits 1 where a term is off by more than out_of_bounds() allows.
 
 Needs the real server (`make real-server`). Takes ten minutes on an idle machine, 20 s with --quick.
 """
@@ -177,7 +177,7 @@ def summary(taken):
 
 
 def faults(made):
-    """What is outside of the bounds of issue 12: weights and KV to 1 MiB, compute to 1 MiB for Qwen3-14B and 2 % of the total elsewhere."""
+    """What is outside of the bounds: weights and KV to 1 MiB, compute to 1 MiB for Qwen3-14B and 2 % of the total elsewhere."""
     found = []
     for one in made:
         found += [f"{one['shape']}: {term} is off by {one['worst'][term]} MiB" for term in ("weights_mib", "kv_mib") if one["worst"][term] > 1]

@@ -63,7 +63,7 @@ import sys
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.common.respawn import has_respawned, respawn_module
 
-from ansible_collections.gpufleet.llm.plugins.module_utils._driver import state as driver_state
+from ansible_collections.gpufleet.llm.plugins.module_utils._driver import versions
 from ansible_collections.gpufleet.llm.plugins.module_utils._fleet import verify as fleet_verify
 
 
@@ -81,7 +81,7 @@ def main():
         respawn_module(asked["python"])
     try:
         seen = fleet_verify.observe(asked["wants"])
-    except driver_state.DriverError as error:
+    except versions.DriverError as error:
         module.fail_json(msg=str(error))
     module.exit_json(changed=False, verified=fleet_verify.judge(asked["host"], seen, asked["wants"]))
 

@@ -58,6 +58,19 @@ options:
       num_batch:
         description: Tokens of a batch. Default is what Ollama would choose by its own rule.
         type: int
+      context_extension:
+        description: Plan the model with a longer context, as O(gpufleet.llm.ollama_model#module:context_extension) makes it.
+        type: dict
+        suboptions:
+          method:
+            description: The scaling.
+            type: str
+            choices: [yarn]
+            required: true
+          factor:
+            description: By how much the native context grows, above 1 and up to 4.
+            type: float
+            required: true
       metadata:
         description: GGUF keys with C(tensors), a list of C(name), C(type) and C(shape) as C(/api/show) gives it, and C(file_bytes).
         type: dict
@@ -253,7 +266,9 @@ from ansible.module_utils.common.respawn import has_respawned, respawn_module
 from ansible_collections.gpufleet.llm.plugins.module_utils._gpu import client as gpu_client
 from ansible_collections.gpufleet.llm.plugins.module_utils._gpu import sample as gpu_sample
 from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import client as ollama_client
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import extension
 from ansible_collections.gpufleet.llm.plugins.module_utils._plan import cards as plan_cards
+from ansible_collections.gpufleet.llm.plugins.module_utils._plan import context_extension
 from ansible_collections.gpufleet.llm.plugins.module_utils._plan import dry_run as plan_dry_run
 from ansible_collections.gpufleet.llm.plugins.module_utils._plan import file as plan_file
 from ansible_collections.gpufleet.llm.plugins.module_utils._plan import ggml as plan_ggml
@@ -279,13 +294,17 @@ MODEL = {
     "kv_cache_type": {"type": "str", "default": "f16", "choices": list(plan_kv_cache.KV_TYPES)},
     "flash_attention": {"type": "bool", "default": True},
     "num_batch": {"type": "int"},
+    "context_extension": {
+        "type": "dict",
+        "options": {"method": {"type": "str", "choices": ["yarn"], "required": True}, "factor": {"type": "float", "required": True}},
+    },
     "metadata": {"type": "dict"},
     "gguf": {"type": "path"},
     "url": {"type": "str"},
     "ref": {"type": "str"},
     "from_server": {"type": "str"},
 }
-ERRORS = (plan_cards.PlanError, plan_shape.VramError, plan_ggml.GgufError, ollama_client.OllamaError, plan_dry_run.DryRunError)
+ERRORS = (extension.ExtensionError, plan_cards.PlanError, plan_shape.VramError, plan_ggml.GgufError, ollama_client.OllamaError, plan_dry_run.DryRunError)
 
 
 def model_of(given, client, headers):
@@ -301,6 +320,9 @@ def model_of(given, client, headers):
     if header is None:
         header = header_of(source[0], source[1], client)
         headers.append((source, header))
+    if given["context_extension"]:
+        wanted = extension.declared(given["context_extension"], f"Model {name}: ")
+        header = context_extension.extended_header(header, wanted)
     settings = ("num_ctx", "num_parallel", "kv_cache_type", "flash_attention", "num_batch")
     return {"name": name, "header": header, "gguf": given["gguf"], **{key: given[key] for key in settings}}
 

@@ -169,6 +169,7 @@ driver:
         module: nvidia
         flavour: open
         signed: false
+        error: null
     dkms:
       - module: nvidia
         version: 580.126.09
@@ -177,14 +178,15 @@ driver:
         error: null
     secure_boot: false
     nouveau_loaded: false
-    distribution: {id: debian, version_id: "12"}
+    distribution: {id: debian, version_id: "12", pretty_name: Debian GNU/Linux 12 (bookworm)}
     ollama: {minimum: 550, libraries: [cuda_v12, cuda_v13], ok: true}
     reboot: {needed: false, reason: null, safe: true, blocked_by: null}
 problems:
   description: >-
     Everything that is the matter, with a C(code) (C(platform), C(no_library), C(not_loaded), C(mismatch),
     C(no_permission), C(no_gpu), C(error), C(gpu_lost), C(gpu_error), C(driver_too_old), C(gpus_differ), C(nouveau),
-    C(reboot_needed), C(reboot_blocked)) and a C(message).
+    C(reboot_needed), C(reboot_blocked)), a C(message), and C(stops), which says which hosts cannot serve with it (C(always) any,
+    C(gpu) those that need a GPU, C(never) none).
   type: list
   elements: dict
   returned: always
@@ -220,7 +222,9 @@ import sys
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.common.respawn import has_respawned, respawn_module
 
+from ansible_collections.gpufleet.llm.plugins.module_utils._driver import problems as driver_problems
 from ansible_collections.gpufleet.llm.plugins.module_utils._driver import state as driver_state
+from ansible_collections.gpufleet.llm.plugins.module_utils._driver import versions
 from ansible_collections.gpufleet.llm.plugins.module_utils._gpu import client, sample
 
 
@@ -228,7 +232,7 @@ def observe(asked):
     """Everything that the module returns, for its options."""
     taken = sample.sample()
     seen = driver_state.observe(asked["path_rootfs"], taken)
-    problems = driver_state.judge(seen, taken, asked["ollama_version"], asked["expected_gpus"])
+    problems = driver_problems.judge(seen, taken, asked["ollama_version"], asked["expected_gpus"])
     capabilities = [gpu["compute_capability"] for gpu in taken["gpus"] if gpu["compute_capability"]]
     ml_py, deprecated = client.versions()
     return {
@@ -242,12 +246,12 @@ def observe(asked):
             branch=taken["driver_branch"],
             nvml_version=taken["nvml_version"],
             cuda_version=taken["cuda_version"],
-            ollama=driver_state.ollama_serves(
+            ollama=versions.ollama_serves(
                 seen["loaded_version"] or seen["library_version"],
                 asked["ollama_version"],
-                min(capabilities, key=driver_state.version_key, default=None),
+                min(capabilities, key=versions.version_key, default=None),
             ),
-            reboot=driver_state.reboot(seen),
+            reboot=driver_problems.reboot(seen),
         ),
         "problems": problems,
         "client": {
@@ -282,7 +286,7 @@ def main():
         respawn_module(asked["python"])
     try:
         module.exit_json(changed=False, **observe(asked))
-    except driver_state.DriverError as error:
+    except versions.DriverError as error:
         module.fail_json(msg=str(error))
 
 

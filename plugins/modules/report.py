@@ -106,15 +106,15 @@ import os
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.gpufleet.llm.plugins.module_utils._fleet import verify as fleet_verify
+from ansible_collections.gpufleet.llm.plugins.module_utils._soak import measure, plots, report_html, verdicts
 from ansible_collections.gpufleet.llm.plugins.module_utils._soak import report as soak_report
-from ansible_collections.gpufleet.llm.plugins.module_utils._soak import verdicts
 
 
 def read_run(path):
     with open(path, "rb") as handle:
         raw = handle.read()
     raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
-    return verdicts.parse(raw.decode("utf-8", "replace").splitlines())
+    return measure.parse(raw.decode("utf-8", "replace").splitlines())
 
 
 def document(asked):
@@ -147,13 +147,13 @@ def main():
         if asked["kind"] == "none":
             verdicts.limits_with(asked["limits"])
             if asked["html"]:
-                soak_report.pyplot()
+                plots.pyplot()
             module.exit_json(changed=False, files=[])
         made = document(asked)
         texts = {"report.json": json.dumps(made, ensure_ascii=False, separators=(",", ":")) + "\n", "report.md": soak_report.markdown(made)}
         if asked["html"]:
-            texts["report.html"] = soak_report.page(made, soak_report.plots(made))
-    except (soak_report.ReportError, verdicts.VerdictError) as error:
+            texts["report.html"] = report_html.page(made, plots.plots(made))
+    except (plots.ReportError, measure.SoakError) as error:
         module.fail_json(msg=str(error))
     except (OSError, EOFError) as error:
         module.fail_json(msg=f"A measure could not be read ({error}); a file that gpufleet.llm.soak_run fetched was wanted.")

@@ -43,6 +43,7 @@ options:
       - What values variables may have, by name. A variable that is not set is not checked.
       - V(min) and V(max) are for whole numbers; with V(values) set, for each value of a dictionary and of the dictionaries in it.
       - V(match) is a regular expression for the whole text, or for each element of a list; V(count) is the least number of elements.
+      - V(kind) is one of C(account), C(folder), C(host), C(networks), C(release), C(unit) and C(url) in the place of V(match) and V(wanted).
       - V(null) allows null. V(wanted) says in words what is wanted, V(because) why.
     type: dict
     default: {}

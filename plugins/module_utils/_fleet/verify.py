@@ -31,6 +31,8 @@ import subprocess
 import time
 
 from .._driver import packages as driver_packages
+from .._driver import plan as driver_plan
+from .._driver import problems as driver_problems
 from .._driver import state as driver_state
 from .._gpu import sample
 from .._guard import files as guard_files
@@ -59,8 +61,8 @@ def observe(wants, run=subprocess.run, now=None):
             "kernel": driver["running_kernel"],
             "next_kernel": driver["next_kernel"],
             "flavour": driver["flavour"],
-            "reboot": driver_state.reboot(driver),
-            "problems": driver_state.judge(driver, taken, wants["ollama_version"] or None, wants["expected_gpus"]),
+            "reboot": driver_problems.reboot(driver),
+            "problems": driver_problems.judge(driver, taken, wants["ollama_version"] or None, wants["expected_gpus"]),
         },
         "packages": _held(run) if wants["driver_held"] else None,
         "gpus": [_card(gpu, wants["unit"]) for gpu in taken["gpus"]],
@@ -98,7 +100,7 @@ def _held(run):
     except driver_packages.PackagesError as error:
         return {"version": None, "unheld": [], "error": str(error)}
     version = driver_packages.driver_version(seen)
-    names = driver_packages.holds({"modules": []}, seen, version)
+    names = driver_plan.holds({"modules": []}, seen, version)
     return {"version": version, "unheld": [name for name in names if not seen["packages"][name]["held"]], "error": None}
 
 

@@ -132,7 +132,7 @@ RECOVERY_ACTIONS = {
     7: "system_reboot",
 }
 
-EMPTY_GPU = {
+EMPTY_GPU: dict = {
     "index": None,
     "state": "ok",
     "message": None,

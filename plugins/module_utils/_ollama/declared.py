@@ -37,6 +37,7 @@ class Entry:
         "renderer",
         "parser",
         "quantize",
+        "context_extension",
         "base_digest",
         "pull",
         "insecure",
@@ -274,6 +275,7 @@ def plan_models(
                 **source,
                 "num_ctx": parameters.get("num_ctx", num_ctx),
                 "num_batch": parameters.get("num_batch"),
+                "context_extension": root.extension._asdict() if root.extension else None,
             }
             model.update(num_parallel=num_parallel, kv_cache_type=kv_cache_type, flash_attention=flash_attention)
             planned.append({key: value for key, value in model.items() if value is not None})

@@ -16,10 +16,15 @@ from . import names
 
 
 class Store:
-    """What /api/tags says, asked once and again only after something was changed."""
+    """What /api/tags says, asked once and again only after something was changed.
 
-    def __init__(self, client: ollama_client.Client):
+    `extend(base, name, extension)` puts a model with a longer context into the store's folder; None where that folder
+    is not known.
+    """
+
+    def __init__(self, client: ollama_client.Client, extend: Callable[..., dict[str, Any]] | None = None):
         self._client, self._tags = client, None
+        self.extend = extend
 
     def changed(self) -> None:
         self._tags = None
@@ -55,6 +60,7 @@ class Result:
         self.warnings: list[str] = []
         self.bytes_pulled = 0
         self.bytes_uploaded = 0
+        self.bytes_written = 0
         self.before: dict[str, Any] | None = None
         self.after: dict[str, Any] | None = None
         self.base_digest: str | None = None

@@ -18,9 +18,7 @@ def encode(keys, tensors, alignment=32):
     Integers become u32 (or i64 where they do not fit), floats f32, lists arrays of their first element's kind.
     """
     out = [struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(keys))]
-    for name, value in keys.items():
-        kind, data = _encoded(value)
-        out.append(_text(name) + struct.pack("<I", kind) + data)
+    out += [encode_key(name, value) for name, value in keys.items()]
     offset = 0
     for tensor in tensors:
         shape = tensor["shape"]
@@ -31,6 +29,12 @@ def encode(keys, tensors, alignment=32):
         offset += aligned(type_bytes(tensor["type"], shape), alignment)
     header = b"".join(out)
     return header + b"\0" * (aligned(len(header), alignment) - len(header))
+
+
+def encode_key(name, value):
+    """One key with its value, as it stands in a header."""
+    kind, data = _encoded(value)
+    return _text(name) + struct.pack("<I", kind) + data
 
 
 def _text(text):

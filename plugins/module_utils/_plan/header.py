@@ -209,6 +209,20 @@ def parse(source):
     }
 
 
+def key_spans(raw, what):
+    """Where each key of a header in memory stands: ([(name, first byte, byte behind it)], where the tensors begin)."""
+    source = Reader(None, len(raw), what)
+    source.data = bytearray(raw)
+    source.at = 16
+    found = []
+    for _index in range(source.take("Q", 8)):
+        start = source.at
+        name = source.string(MAX_KEY_LENGTH)
+        _value(source, source.take("I", 4))
+        found.append((name, start, source.at))
+    return found, source.at
+
+
 def _preamble(source):
     """(version, number of tensors, number of keys)."""
     source.need(8)
