@@ -38,6 +38,11 @@ options:
     type: list
     elements: str
     default: []
+  facts:
+    description: Facts that the role sets for playbooks, which are no options.
+    type: list
+    elements: str
+    default: []
   bounds:
     description:
       - What values variables may have, by name. A variable that is not set is not checked.

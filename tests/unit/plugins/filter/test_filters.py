@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import pathlib
+import re
 
 import pytest
 import yaml
@@ -136,3 +137,14 @@ def test_a_program_is_its_files():
     assert files["gpufleet_llm/_open_webui/retention.py"] == hashlib.sha256(path.read_bytes()).hexdigest()
     with pytest.raises(AnsibleFilterError, match="no program 'nothing'"):
         the_filter("program_files")("nothing")
+
+
+def test_no_task_or_variable_uses_a_filter_that_does_not_exist():
+    used = {}
+    for place in ("roles", "playbooks", "molecule", "lab"):
+        for path in (FOLDER.parents[1] / place).rglob("*.*"):
+            if path.is_file() and path.suffix in (".yml", ".j2"):
+                for name in re.findall(r"\|\s*gpufleet\.llm\.(\w+)", path.read_text(encoding="utf-8")):
+                    used.setdefault(name, path)
+    assert len(used) > 5
+    assert {name: path for name, path in used.items() if name not in NAMES} == {}
