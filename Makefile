@@ -32,6 +32,11 @@ $(COLLECTION):
 .venv-%/.complete: requirements/%.txt tools/setup
 	@tools/setup $(PYTHON) .venv-$* $*
 
+# What lints prose comes from npm, pinned by hash in requirements/prose.
+.venv-prose/.complete: requirements/prose/package-lock.json
+	@mkdir -p $(@D) && cp requirements/prose/package*.json $(@D)
+	@npm ci --prefix $(@D) --ignore-scripts --no-audit --no-fund --silent && touch $@
+
 .PHONY: setup
 setup: $(VENV)/.complete $(COLLECTION) ## Install what the controller needs (apt packages, one virtual environment)
 
@@ -142,6 +147,22 @@ bench-rounds: setup ## What ten rounds of conversation send to the model, with o
 .PHONY: build
 build: setup ## Build the collection's archive
 	$(BIN)/ansible-galaxy collection build --force
+
+.PHONY: importer
+importer: .venv-importer/.complete ## Have Galaxy's own importer read the built archive
+	@tools/importer
+
+.PHONY: docs
+docs: .venv-docs/.complete ## Build the documentation site into .cache/docs/html
+	@tools/docs site
+
+.PHONY: docs-roles
+docs-roles: .venv-docs/.complete ## Write roles/*/README.md from the roles' argument specs
+	@tools/docs roles
+
+.PHONY: prose
+prose: setup .venv-prose/.complete ## Lint the English of the documentation
+	@tools/prose
 
 .PHONY: clean
 clean: ## Remove what the targets above have made in this folder

@@ -31,8 +31,10 @@ sys.path[:0] = [str(REPO / ".collections"), str(REPO / "lab/real")]
 
 import shapes  # noqa: E402
 
-from ansible_collections.gpufleet.llm.plugins.module_utils._plan import dry_run, gguf  # noqa: E402
+from ansible_collections.gpufleet.llm.plugins.module_utils._plan import dry_run  # noqa: E402
 from ansible_collections.gpufleet.llm.plugins.module_utils._plan import formula as plan_formula
+from ansible_collections.gpufleet.llm.plugins.module_utils._plan import given as plan_given
+from ansible_collections.gpufleet.llm.plugins.module_utils._plan import shape as plan_shape
 
 CARD_MIB = 200000  # larger than any of the settings: a card that is too small is not what is measured here
 COLUMNS = ("shape", "context", "kv_cache_type", "slots", "ubatch", "flash_attention", "weights_mib", "kv_mib", "compute_mib")
@@ -106,20 +108,20 @@ def header_of(shape):
     told = shapes.describe(shape)
     keys = dict(told["metadata"])
     keys[f"{keys['general.architecture']}.context_length"] = 1 << 20
-    return gguf.from_metadata({**keys, "tensors": told["tensors"]}, shape)
+    return plan_given.from_metadata({**keys, "tensors": told["tensors"]}, shape)
 
 
 def formula(header, context, kv_type, slots, ubatch, flash_attention):
     """The formula's terms for one setting."""
-    shape = plan_formula.describe(header)
+    shape = plan_shape.describe(header)
     return plan_formula.predict(shape, context, slots, kv_type, ubatch, flash_attention)
 
 
 def measure(engine, shape, path, header, setting):
     """The dry run's terms for one setting, or {"refused": why}."""
     context, kv_type, slots, ubatch, flash_attention = setting
-    wish = {"context": context, "slots": slots, "kv_cache_type": kv_type, "flash_attention": flash_attention, "gguf": path, "header": header}
-    return dry_run.run(engine, wish, [{"index": 0, "uuid": None}], ubatch, given=True)
+    model = {"context": context, "slots": slots, "kv_cache_type": kv_type, "flash_attention": flash_attention, "gguf": path, "header": header}
+    return dry_run.run(engine, model, [{"index": 0, "uuid": None}], ubatch, given=True)
 
 
 def bench(quick=False, only=None):

@@ -16,7 +16,7 @@ import os
 import sys
 import threading
 
-ANSWERED = ("/api/chat", "/api/generate", "/v1/chat/completions", "/v1/completions")
+ANSWERED = ("/api/chat", "/api/generate", "/api/embed", "/api/embeddings", "/v1/chat/completions", "/v1/completions")
 LOCK = threading.Lock()
 
 

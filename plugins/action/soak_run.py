@@ -19,7 +19,7 @@ from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 
 from ansible_collections.gpufleet.llm.plugins.module_utils._host import programs
-from ansible_collections.gpufleet.llm.plugins.module_utils._soak import verdicts
+from ansible_collections.gpufleet.llm.plugins.module_utils._soak import measure
 
 UNIT = "gpufleet-soak.service"
 MARK = "--gpufleet-state--"
@@ -130,8 +130,8 @@ class ActionModule(ActionBase):
         raw = base64.b64decode(self._sh(f"gzip -c {quoted}/run.jsonl | base64 -w0", "fetch the measure"))
         text = gzip.decompress(raw).decode("utf-8", "replace") if raw else ""
         try:
-            verdicts.parse(text.splitlines())
-        except verdicts.VerdictError as error:
+            measure.parse(text.splitlines())
+        except measure.SoakError as error:
             said = self._sh(f"tail -c 1500 {quoted}/stderr", "read its errors", must=False).strip()
             raise AnsibleActionFail(f"The soak test on {self._host} left no measure: {said or error}") from error
         os.makedirs(os.path.dirname(dest) or ".", exist_ok=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 name: role_settings
 author: The gpufleet.llm maintainers (@gpufleet)
-version_added: 0.1.0
+version_added: 1.0.0
 short_description: Fingerprint of the settings of a role
 description:
   - A text that differs when a variable of a role of this collection differs.

@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: apt_keyring
 short_description: A keyring for APT, taken only if it holds the keys that are expected
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - Fetches a keyring and writes it where an APT source names it in C(Signed-By), in binary form.
   - What was fetched is parsed once, and the file is put together from the accepted packets, which are public keys, their user IDs, signatures

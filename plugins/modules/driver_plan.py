@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: driver_plan
 short_description: Compare a host with the NVIDIA driver that is wanted
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - Compares the packages that a driver of one source, branch and flavour consists of with those that the host has, and says what one apt transaction
     would have to do, what has to be held, and what speaks against it.

@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: fleet_check
 short_description: Check whether a host is still as the roles made it
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - Reads driver, cards, models, memory against the serving plan, units, ports, sandboxes, the guard's state file, certificates, backups
     and every managed file in one round trip, and judges them.

@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: gpu_info
 short_description: The NVIDIA GPUs of a host, their driver, and who uses them
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - Reads every GPU through NVML, and the driver as it is loaded, on disk for every installed kernel, and as a library.
   - Says what is the matter where there is no GPU, no driver, no library, a library of another version, or a GPU that

@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: host_info
 short_description: Read everything that a role's preflight asks of a host, in one round trip
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - Reads the distribution, systemd's version, free space, links and files, who listens on a port, and the state of units, in one round trip.
   - Changes nothing.

@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: open_webui_backup
 short_description: Copy Open WebUI's data, put a copy back, or compare with one
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - Copies the SQLite database through a read-only connection and SQLite's own backup, which is safe with the write-ahead log whether the
     service runs or not; the uploads with it. A copy is complete or not there.
@@ -28,7 +28,7 @@ options:
   state:
     description:
       - V(present) makes a copy and removes the oldest ones beyond O(keep); with O(marker) it notes the upgrade.
-      - V(restored) puts the copy O(name) back. The service has to be stopped.
+      - V(restored) restores the copy O(name). The service has to be stopped.
       - V(verified) fails where the data has less rows of users, chats, functions or files than the copy O(name), or is damaged; else it
         removes O(marker).
     type: str
@@ -141,7 +141,7 @@ def restored(asked, check_mode):
     """Put a copy back."""
     chosen = choose(asked)
     if not check_mode:
-        backup.restore(asked["backup_dir"], chosen["name"], asked["data_dir"])
+        backup.restore_backup(asked["backup_dir"], chosen["name"], asked["data_dir"])
     return {"changed": True, "backup": chosen}
 
 

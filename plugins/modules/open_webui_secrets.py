@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: open_webui_secrets
 short_description: Keep the file of Open WebUI's secret environment variables
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - Writes an environment file that only root can read. Names in O(generate) get a value once and keep it.
   - Neither the result nor the diff carries a value, only the names that changed.

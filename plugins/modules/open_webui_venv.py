@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: open_webui_venv
 short_description: Build the virtual environment of one Open WebUI version
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - Builds a virtual environment at its final path and writes a stamp last; a tree without a stamp is removed and built again, so an
     interrupted run is completed by the next one.

@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: program
 short_description: Install a program of this collection on a host
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - Copies the Python packages of a program that runs on the host without Ansible, such as the VRAM guard, as one folder.
   - The folder holds nothing else afterwards; it is replaced as a whole, and the previous one stays until the new one is complete.

@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: report
 short_description: Judge measures of a soak test or a fleet's verification, and write the report
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - Writes C(report.json), C(report.md) and, where I(html) is true, C(report.html) into a folder of the machine that it runs on, which is the controller.
   - The HTML is one file that loads nothing, prints, and is readable on a phone. Its plots are drawn by matplotlib.
@@ -106,15 +106,15 @@ import os
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.gpufleet.llm.plugins.module_utils._fleet.across import across
+from ansible_collections.gpufleet.llm.plugins.module_utils._soak import measure, plots, report_html, verdicts
 from ansible_collections.gpufleet.llm.plugins.module_utils._soak import report as soak_report
-from ansible_collections.gpufleet.llm.plugins.module_utils._soak import verdicts
 
 
 def read_run(path):
     with open(path, "rb") as handle:
         raw = handle.read()
     raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
-    return verdicts.parse(raw.decode("utf-8", "replace").splitlines())
+    return measure.parse(raw.decode("utf-8", "replace").splitlines())
 
 
 def document(asked):
@@ -147,13 +147,13 @@ def main():
         if asked["kind"] == "none":
             verdicts.limits_with(asked["limits"])
             if asked["html"]:
-                soak_report.pyplot()
+                plots.pyplot()
             module.exit_json(changed=False, files=[])
         made = document(asked)
         texts = {"report.json": json.dumps(made, ensure_ascii=False, separators=(",", ":")) + "\n", "report.md": soak_report.markdown(made)}
         if asked["html"]:
-            texts["report.html"] = soak_report.page(made, soak_report.plots(made))
-    except (soak_report.ReportError, verdicts.VerdictError) as error:
+            texts["report.html"] = report_html.page(made, plots.plots(made))
+    except (plots.ReportError, measure.SoakError) as error:
         module.fail_json(msg=str(error))
     except (OSError, EOFError) as error:
         module.fail_json(msg=f"A measure could not be read ({error}); a file that gpufleet.llm.soak_run fetched was wanted.")

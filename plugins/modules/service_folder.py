@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: service_folder
 short_description: A folder that a service owns, made without following its links
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - Makes a folder and gives it to a service's account. The folder above may be the service's own; so a link that the service could have put
     there is refused, and owner and mode are set by a descriptor that no rename changes.

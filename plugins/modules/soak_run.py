@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: soak_run
 short_description: Put a load on a host's model server, and measure the host meanwhile
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - Lays the program of the soak test into a folder of its own, runs it there as the transient unit C(gpufleet-soak.service),
     shows its progress line by line, fetches what it measured, and removes the folder.

@@ -274,6 +274,71 @@ def gateway(tree, ollama, page, tmp_path_factory):
     made.stop()
 
 
+class Pin:
+    """The nginx between Open WebUI and Ollama, with the configuration of the role open_webui."""
+
+    def __init__(self, folder, tree, servers, models):
+        self.folder, self.tree, self.port = folder, tree, free_port()
+        role = ROOT / "roles" / "open_webui"
+        shutil.copy(role / "files" / "pin_page.js", folder)
+        shutil.copy(ROLE / "files" / "pin.js", folder)
+        values = {
+            "__open_webui_pin_dir": str(folder),
+            "__open_webui_pin_run": str(folder),
+            "__open_webui_pin_listen": f"127.0.0.1:{self.port}",
+            "__open_webui_pin_max_body_mib": 8,
+            "__open_webui_pin_models": models,
+            "__open_webui_pin_servers": [{"scheme": "http", "host": "127.0.0.1", "port": port, "path": "", "named": "localhost"} for port in servers],
+        }
+        engine = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
+        engine.filters["to_json"] = json.dumps
+        for name in ("pin.conf", "pin_policy.js"):
+            text = engine.from_string((role / "templates" / f"{name}.j2").read_text()).render(values)
+            for old, new in {
+                "/usr/lib/nginx/modules/": f"{tree}/usr/lib/nginx/modules/",
+                "syslog:server=unix:/dev/log,nohostname,tag=open_webui_pin": f"{folder}/access.log",
+                "error_log stderr": f"error_log {folder}/error.log",
+            }.items():
+                text = text.replace(old, new)
+            (folder / name).write_text(text)
+        self.process = None
+
+    def start(self):
+        """Start it and wait until it answers."""
+        words = [self.tree / "usr/sbin/nginx", "-c", self.folder / "pin.conf", "-p", self.folder, "-e", self.folder / "error.log"]
+        checked = subprocess.run([*words, "-t", "-q"], capture_output=True, text=True, check=False)
+        assert checked.returncode == 0, checked.stderr
+        self.process = subprocess.Popen(words)
+        for _attempt in range(100):
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+                return self
+            except OSError:
+                time.sleep(0.05)
+        raise AssertionError((self.folder / "error.log").read_text())
+
+    def stop(self):
+        """Stop it at once."""
+        self.process.terminate()
+        self.process.wait(timeout=10)
+
+
+@pytest.fixture(scope="session")
+def open_webui_pin(tree, tmp_path_factory):
+    """f(*ports of servers, models=...) that returns a running Pin; the same for the same servers."""
+    made = {}
+
+    def start(*servers, models=("qwen3", "small:1b")):
+        key = (servers, models)
+        if key not in made:
+            made[key] = Pin(tmp_path_factory.mktemp("pin"), tree, servers, models if models is None else list(models)).start()
+        return made[key]
+
+    yield start
+    for one in made.values():
+        one.stop()
+
+
 @pytest.fixture(autouse=True)
 def forget(request):
     """Each test sees only its own requests."""

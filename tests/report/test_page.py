@@ -13,6 +13,7 @@ import html5lib
 import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / ".collections"))
+from ansible_collections.gpufleet.llm.plugins.module_utils._soak import plots, report_html
 from ansible_collections.gpufleet.llm.plugins.module_utils._soak import report as soak_report
 from ansible_collections.gpufleet.llm.tests.unit.plugins import soak_runs
 
@@ -22,7 +23,7 @@ def page():
     """Eight hours of a healthy host, and of one with a peak of a single sample."""
     peak = soak_runs.run(28800, held=lambda t: soak_runs.PLANNED + (6000 if t == 17777 else t % 7), pace_s=20)
     document = soak_report.soak_document([("gpu1", peak), ("gpu2", soak_runs.run(600, cards=2)), ("gpu3", soak_runs.run(600, cards=0))])
-    return soak_report.page(document, soak_report.plots(document))
+    return report_html.page(document, plots.plots(document))
 
 
 def test_it_is_valid_html(page):
@@ -49,5 +50,5 @@ def test_eight_hours_are_small(page):
 def test_the_peak_of_one_sample_is_drawn():
     flat = soak_report.soak_document([("gpu1", soak_runs.run(1800))])
     peak = soak_report.soak_document([("gpu1", soak_runs.run(1800, held=lambda t: soak_runs.PLANNED + (6000 if t == 777 else 0)))])
-    one, other = (soak_report.plots(document)["gpu1"][0][1] for document in (flat, peak))
+    one, other = (plots.plots(document)["gpu1"][0][1] for document in (flat, peak))
     assert one != other

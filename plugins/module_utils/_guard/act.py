@@ -46,7 +46,9 @@ def checked_request(text, config, clock):
     if config["mode"] != "act":
         raise GuardError("A request came although the mode is dry_run; nothing was done.")
     if request["boot"] != clock["boot"] or not -1 <= age <= 60:
-        raise GuardError(f"The request is {age:.0f} s old or of another boot; one of the last minute was wanted. Nothing was done.")
+        raise GuardError(
+            f"The request is {age:.0f} s old or of another boot; one of the last minute was wanted. Nothing was done."
+        )
     unit = config["settings"]["unit"]
     if kind == "restart" and request["unit"] != unit:
         raise GuardError(f"The request names {request['unit']!r}; only {unit} may be restarted. Nothing was done.")

@@ -32,7 +32,8 @@ def status_text(config, clock):
     version = last["ollama"]["version"] or ""
     lines = [
         f"vram-guard, {mode}; last ran {clock['wall'] - last['at']:.0f} s ago",
-        f"sources    nvml {last['nvml']['state']}, ollama {last['ollama']['state']} {version}, plan {record['plan']}, kernel log {last['xids']}",
+        f"sources    nvml {last['nvml']['state']}, ollama {last['ollama']['state']} {version},"
+        f" plan {record['plan']}, kernel log {last['xids']}",
         *("", *_gpu_table(last["gpus"])),
         *("", *_model_table(last, history, settings)),
         *("", f"decision   {record['action']}: {record['why']}"),

@@ -102,7 +102,9 @@ def complete(given, defaults, path):
         elif _alike(value, default):
             settings[key] = value
         else:
-            raise GuardError(f"{path} has {key} = {value!r}; something like {default!r} was wanted. Correct it in the inventory.")
+            raise GuardError(
+                f"{path} has {key} = {value!r}; something like {default!r} was wanted. Correct it in the inventory."
+            )
     return settings
 
 

@@ -20,7 +20,9 @@ def read_xids(gpus, since_s, run=None):
     """
     command = ["journalctl", "--dmesg", "--quiet", "--no-pager", "--output=short-unix", f"--since=-{int(since_s)}s"]
     try:
-        done = (run or subprocess.run)(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=5, check=False)
+        done = (run or subprocess.run)(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=5, check=False
+        )
     except (OSError, subprocess.SubprocessError):
         return {"state": "unreadable", "events": []}
     if done.returncode not in (0, 1):

@@ -62,7 +62,7 @@ def parse_state(text, clock):
 
 
 def _parsed(text):
-    """(history, {wall, mono, boot} of its writing) of a state file; ValueError, KeyError, TypeError for anything else."""
+    """(history, {wall, mono, boot} of its writing) of a state file; ValueError, KeyError or TypeError for others."""
     state = json.loads(text)
     if state["version"] != STATE_VERSION:
         raise ValueError(f"version {state['version']}, {STATE_VERSION} was wanted")
@@ -190,7 +190,8 @@ def save(path, history, clock, last):
         write_text(path, dump_state(history, clock, last))
     except OSError as error:
         raise GuardError(
-            f"{path} cannot be written ({error}); without its state file the guard does nothing. Make room or repair the file system there."
+            f"{path} cannot be written ({error}); without its state file the guard does nothing."
+            " Make room or repair the file system there."
         ) from error
 
 

@@ -70,7 +70,8 @@ def make_parents(path, check_mode=False):
     with _parent(path) as (folder, name):
         if _writer(folder):
             raise FolderError(
-                f"{path} is not there, and {_writer(folder)} can write the folder that it is to be in; make it yourself, as that account."
+                f"{path} is not there, and {_writer(folder)} can write the folder that it is to be in; make it "
+                f"yourself, as that account."
             )
         os.mkdir(name, 0o755, dir_fd=folder)
 
@@ -87,10 +88,12 @@ def _give(folder, name, path, wanted, made, check_mode):
     try:
         now = os.fstat(held)
         writer = _writer(folder)
-        # What was just made here is root's and empty; anything else of root's was moved here by whoever can write this folder.
+        # What was just made here is root's and empty; anything else of root's was moved here by whoever can write this
+        # folder.
         if writer and now.st_uid != owner and not (made and not os.listdir(held)):
             raise FolderError(
-                f"{path} belongs to {_name(now.st_uid)}, and {writer}, who can write the folder above it, may have put it there; "
+                f"{path} belongs to {_name(now.st_uid)}, and {writer}, who can write the folder above it, may have "
+                f"put it there; "
                 f"{_name(owner)} was wanted as its owner. Give it to that account yourself, or name another path."
             )
         found = {"owner": now.st_uid != owner, "group": now.st_gid != group, "mode": stat.S_IMODE(now.st_mode) != mode}
@@ -106,7 +109,8 @@ def _give(folder, name, path, wanted, made, check_mode):
 def _parent(path):
     """``(descriptor of the folder that the path's last part is in, that part)``, links of root's followed.
 
-    Raises FolderError at a link that somebody else than root can change, OSError where a part before the last is missing.
+    Raises FolderError at a link that somebody else than root can change, OSError where a part before the last is
+    missing.
     """
     held, links = os.open("/", _FOLDER), 0
     rest = [part for part in reversed(path.split("/")) if part not in ("", ".")]
@@ -118,8 +122,10 @@ def _parent(path):
                 links += 1
                 if _writer(held) or links > LINKS:
                     raise FolderError(
-                        f"{path} leads through the link {name}, which {_writer(held) or 'root'} can change; root follows no such link. "
-                        f"Put a folder in its place, or name the path that it points to ({os.readlink(name, dir_fd=held)})."
+                        f"{path} leads through the link {name}, which {_writer(held) or 'root'} can change; root "
+                        f"follows no such link. "
+                        f"Put a folder in its place, or name the path that it points to "
+                        f"({os.readlink(name, dir_fd=held)})."
                     )
                 target = os.readlink(name, dir_fd=held)
                 rest += [part for part in reversed(target.split("/")) if part not in ("", ".")]
@@ -150,7 +156,9 @@ def _state(folder, name):
 
 
 def _writer(folder):
-    """Who beside root can change the entries of a folder: an account's name, 'everybody', "group …"; '' where nobody can."""
+    """Who beside root can change the entries of a folder: an account's name, 'everybody', "group …"; '' where nobody "
+    "can.
+    """
     state = os.fstat(folder)
     if state.st_uid not in (0, os.geteuid()):
         return _name(state.st_uid)
@@ -178,9 +186,12 @@ def become(uid, gid):
 
 
 def as_owner(folder, work, talk=None):
-    """``(what work(stream) returns, what talk(stream) returns)``: work in a child process that is the folder's owner, talk in this one.
+    """Work in a child process that is the owner of *folder*, talk in this one.
 
-    Both have one end of a stream of bytes. work's answer is what JSON can hold; FolderError with its words where it fails.
+    Returns ``(what work(stream) returns, what talk(stream) returns)``.
+
+    Both have one end of a stream of bytes. work's answer is what JSON can hold; FolderError with its words where it
+    fails.
     Modules have to be imported before: the owner may not be able to read them.
     """
     with _parent(folder) as (above, name):

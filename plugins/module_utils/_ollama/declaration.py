@@ -12,13 +12,14 @@ import os
 import re
 from typing import Any, NamedTuple
 
-from . import modelfile, names
+from . import extension, modelfile, names
+from .extension import Extension
 from .parameters import validate_parameters
 
 PULL = ("missing", "always", "never")
 
 #: Targets of llama-quantize that the server takes from float weights (fs/ggml/type.go).
-QUANTISATIONS = ("f16", "bf16", "q4_k_m", "q4_k_s", "q8_0")
+QUANTIZATIONS = ("f16", "bf16", "q4_k_m", "q4_k_s", "q8_0")
 _DURATION = re.compile(r"[+-]?(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s|m|h))+\Z")
 
 
@@ -46,6 +47,7 @@ class Declaration(NamedTuple):
     renderer: str = ""
     parser: str = ""
     requires: str = ""
+    extension: Extension | None = None
 
     @property
     def overrides(self) -> bool:
@@ -71,8 +73,8 @@ def declare(entry: dict[str, Any], folder: str = "") -> Declaration:
     """The declaration that a module's options or an entry of `models_declared` make.
 
     Keys: name, from, gguf, gguf_sha256, modelfile (text), parameters, template, system, license, messages, adapter,
-    renderer, parser, requires, quantize, base_digest, pull, insecure; None and absent are the same. `folder` is where
-    relative paths of a Modelfile start. Reads no file. Raises ModelError or ModelfileError.
+    renderer, parser, requires, quantize, context_extension, base_digest, pull, insecure; None and absent are the
+    same. `folder` is where relative paths of a Modelfile start. Reads no file. Raises ModelError or ModelfileError.
     """
     given = {key: value for key, value in entry.items() if value is not None}
     name = name_of(given.get("name"), "name")
@@ -105,6 +107,7 @@ def declare(entry: dict[str, Any], folder: str = "") -> Declaration:
         renderer=text_of(fields.get("renderer"), where + "renderer"),
         parser=text_of(fields.get("parser"), where + "parser"),
         requires=modelfile.check_requires(fields["requires"]) if fields.get("requires") else "",
+        extension=_extension(given.get("context_extension"), where, base, given.get("quantize")),
     )
     if declared.pull not in PULL:
         raise ModelError(f"{where}pull is '{declared.pull}'; it has to be one of {', '.join(PULL)}.")
@@ -121,6 +124,24 @@ def declare(entry: dict[str, Any], folder: str = "") -> Declaration:
             f"{where}with pull: never and nothing to be made from there is nothing to do; use ollama_info."
         )
     return declared
+
+
+def _extension(value: Any, where: str, base: str | None, quantize: Any) -> Extension | None:
+    """The extension of the context, where it can be had."""
+    try:
+        found = extension.declared(value, where)
+    except extension.ExtensionError as error:
+        raise ModelError(str(error)) from None
+    if found and not base:
+        raise ModelError(
+            f"{where}context_extension needs a model of the server or a registry to start from; give `from`."
+        )
+    if found and quantize:
+        raise ModelError(
+            f"{where}context_extension and quantize are both given; one of them was wanted. Start from a model that is "
+            "quantized."
+        )
+    return found
 
 
 def _fields(given: dict[str, Any], folder: str) -> dict[str, Any]:
@@ -231,9 +252,9 @@ def _hex(value: Any, what: str, least: int) -> str | None:
 def _quantize(value: Any, where: str, base: str | None, files: tuple[str, ...]) -> str | None:
     if value in (None, ""):
         return None
-    if str(value).lower() not in QUANTISATIONS:
+    if str(value).lower() not in QUANTIZATIONS:
         raise ModelError(
-            f"{where}quantize is '{value}'; the server makes {', '.join(QUANTISATIONS)}, from float weights (f16, "
+            f"{where}quantize is '{value}'; the server makes {', '.join(QUANTIZATIONS)}, from float weights (f16, "
             "bf16, f32)."
         )
     if not base and not files:

@@ -15,9 +15,10 @@ USER_KEYS = ("email", "state", "name", "role", "password", "update_password")
 
 
 def page_models(given, declared=()):
-    """The entries that the page is to have, each complete with id, name, access, capabilities and no option of the runner's that is not asked for.
+    """The entries of Open WebUI's list, each complete with id, name, access, capabilities and params.
 
-    ``given`` as an inventory has it (open_webui_models), or None for those of ``declared`` (models_declared of the role models).
+    No option of the runner's is in its params that is not asked for. ``given`` is open_webui_models of an inventory,
+    or None for those of ``declared`` (models_declared of the role models).
     A model of Ollama's own gets its tag, as the server lists it so. OpenWebuiError for what cannot be meant.
 
     >>> page_models(None, [{"name": "qwen3-14b-4090"}])[0]["id"]
@@ -54,4 +55,7 @@ def _known(variable, entry, keys, needed):
         raise OpenWebuiError(f"An entry of {variable} has no {needed}; each needs one. Correct it in the inventory.")
     unknown = sorted(set(entry) - set(keys))
     if unknown:
-        raise OpenWebuiError(f"{variable} has {', '.join(unknown)} for {entry[needed]}; known are {', '.join(keys)}. Correct it in the inventory.")
+        raise OpenWebuiError(
+            f"{variable} has {', '.join(unknown)} for {entry[needed]}; known are {', '.join(keys)}. Correct it in the "
+            "inventory."
+        )

@@ -33,7 +33,9 @@ DEAD = {
 }
 
 # Names that are in neither table of names.py and still are a secret: variables of libraries, and of other releases.
-SECRET = re.compile(r".*(PASSWORD|PASSWD|SECRET|TOKEN|CREDENTIALS|_HEADERS|_KEYS?|_AUTH|_CONNECTIONS)|(.*_)?(DATABASE|DB|REDIS)_URL|.*_(DSN|API_CONFIGS)")
+SECRET = re.compile(
+    r".*(PASSWORD|PASSWD|SECRET|TOKEN|CREDENTIALS|_HEADERS|_KEYS?|_AUTH|_CONNECTIONS)|(.*_)?(DATABASE|DB|REDIS)_URL|.*_(DSN|API_CONFIGS)"
+)
 
 # Variables that Python and the packages beneath Open WebUI read.
 LIBRARIES = re.compile(
@@ -43,7 +45,7 @@ LIBRARIES = re.compile(
 
 
 class EnvError(Exception):
-    """A wish that the environment cannot carry; the text is fit for an operator."""
+    """A setting that the environment cannot carry; the text is fit for an operator."""
 
 
 def is_secret(name):
@@ -58,8 +60,8 @@ def is_secret(name):
 def check_name(variable, name, owned, release):
     """Raise EnvError for a name that Open WebUI does not read or that the role sets itself.
 
-    ``variable`` is the inventory's, for the sentence; ``release`` that of Open WebUI: another one than that of the table may
-    read other names, so an unknown one passes there.
+    ``variable`` is the inventory's, for the sentence; ``release`` that of Open WebUI: another one than that of the
+    table may read other names, so an unknown one passes there.
     """
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise EnvError(f"{variable} has a key that is no name of capital letters, digits and _.")
@@ -88,16 +90,24 @@ def text_of(value):
 
 
 def render(settings, extra, owned=(), release=names.RELEASE):
-    """{name: text} of the settings with the operator's own variables on top; EnvError for what cannot be meant, which never has a value in it.
+    """{name: text} of the settings with the operator's own variables on top.
 
-    ``owned``: names that the role sets from variables of its own, with what to set; they must not be set behind its back.
+    EnvError for what cannot be meant; it never has a value in it.
+
+    ``owned``: names that the role sets from variables of its own, with what to set; they must not be set behind its
+    back.
     """
     for name, value in extra.items():
         check_name("open_webui_environment", name, owned, release)
         if is_secret(name):
-            raise EnvError(f"open_webui_environment has {name}, which is a secret; put it into open_webui_secret_environment.")
+            raise EnvError(
+                f"open_webui_environment has {name}, which is a secret; put it into open_webui_secret_environment."
+            )
         if carries_credentials(value) or (PROXY_KEY.fullmatch(name) and "@" in str(value)):
-            raise EnvError(f"open_webui_environment has {name}, whose value carries credentials; put it into open_webui_secret_environment.")
+            raise EnvError(
+                f"open_webui_environment has {name}, whose value carries credentials; put it into "
+                "open_webui_secret_environment."
+            )
     for name, value in settings.items():
         if carries_credentials(value):
             what = dict(owned).get(name, f"correct {name}")
@@ -126,7 +136,7 @@ def parse(text):
 
 
 def wanted_secrets(existing, values, generate, token=secrets.token_urlsafe):
-    """{name: value} of the secrets' file: ``values``, and for each name in ``generate`` what is there or 384 new bits."""
+    """{name: value} of the secrets' file: ``values``, and for each of ``generate`` what is there or 384 new bits."""
     kept = {name: existing.get(name) or token(48) for name in generate}
     return {**kept, **values}
 

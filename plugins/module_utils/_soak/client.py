@@ -5,20 +5,19 @@
 # Private to the collection gpufleet.llm: no stable interface for others.
 """One request of a soak test, timed: to Ollama itself, to an API of OpenAI's shape (a gateway), or to Open WebUI.
 
-``_ollama.client.Client`` parses an answer line by line as it comes, which a load of many conversations cannot afford: here what
-has arrived is taken in blocks, the first one timed, and parsed when the answer is there.
+What has arrived of an answer is taken in blocks, the first one timed, and parsed when the answer is there: to parse
+line by line, as ``_ollama.client`` does, is more than a load of many conversations can afford.
 """
 
 from __future__ import annotations
 
-import http.client
 import json
-import ssl
 import time
 from typing import Any
 
 from .. import _http
 from .._ollama import runner_options
+from .answers import AskError, error_in, parse
 
 PATHS = {
     "ollama": {"chat": "/api/chat", "embed": "/api/embed"},
@@ -26,43 +25,35 @@ PATHS = {
     "open_webui": {"chat": "/api/chat/completions", "embed": "/api/embeddings"},
 }
 SIGN_IN = "/api/v1/auths/signin"
-BLOCK = 65536
-
-
-class AskError(Exception):
-    """A request that was not answered; ``status`` is HTTP's where there was one."""
-
-    def __init__(self, text, status=None):
-        super().__init__(text)
-        self.status = status
+ACCEPT = "application/json, text/event-stream"
 
 
 class Target:
     """Where the load goes: one connection for each conversation, so each has its own Target.
 
-    `kind` is a key of PATHS. `token` goes into the header Authorization; for Open WebUI `email` and `password` fetch one.
+    `kind` is a key of PATHS. `token` goes into the header Authorization; for Open WebUI `email` and `password` fetch
+    one.
     """
 
     def __init__(self, kind, url, model, token="", email="", password="", ca_file="", timeout_s=600.0, embed_model=""):
         self.kind, self.model, self.embed_model = kind, model, embed_model
-        self.address = _http.parse_url(url, 11434)
-        self.url, self.token, self.email, self.password = url, token, email, password
-        self.ca_file, self.timeout_s = ca_file, timeout_s
-        self._connection: http.client.HTTPConnection | None = None
+        self.token, self.email, self.password = token, email, password
+        # No retry: each failure is a result. (An idle connection that the server has closed is none.)
+        self.server = _http.Server(
+            url,
+            timeout_s=timeout_s,
+            connect_timeout_s=timeout_s,
+            retries=0,
+            default_port=11434,
+            ca_file=ca_file or None,
+        )
 
     def close(self):
         """Drop the connection, also from another thread: a request under way ends with an error."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            if connection.sock is not None:
-                try:
-                    connection.sock.shutdown(2)
-                except OSError:
-                    pass
-            connection.close()
+        self.server.abort()
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """What became of a request: {ttft, total, tokens_in, tokens_out, s_per_token, load_s, done_reason, text}. Raises AskError."""
+        """{ttft, total: seconds, …what parse() returns} of an answered request. Raises AskError."""
         if self.kind == "open_webui" and not self.token:
             self._sign_in()
         embed = request["kind"] == "embed"
@@ -79,7 +70,8 @@ class Target:
         """The JSON of a request in the target's own words."""
         if request["kind"] == "embed":
             return {"model": self.embed_model, "input": request["input"]}
-        options, body = dict(request["options"]), {"model": self.model, "messages": request["messages"], "stream": True}
+        options = dict(request["options"])
+        body = {"model": self.model, "messages": request["messages"], "stream": True}
         if self.kind == "ollama":
             if options:
                 body["options"] = options
@@ -100,121 +92,25 @@ class Target:
         try:
             self.token = str(json.loads(raw)["token"])
         except (ValueError, KeyError, TypeError):
-            raise AskError("Open WebUI took the e-mail address and the password and gave no token; look at its version.") from None
+            raise AskError(
+                "Open WebUI took the e-mail address and the password and gave no token; check its version."
+            ) from None
 
     def _exchange(self, path, body):
         """(time of the first byte of the answer's body, the body)."""
-        try:
-            response = self._send(path, json.dumps(body).encode())
-            parts, first = [], None
-            while True:
-                part = response.read1(BLOCK)
-                if not part:
-                    break
-                first = first or time.monotonic()
-                parts.append(part)
-            # read1() does not say of itself that a body of known length is over; the connection would be taken for busy.
-            response.close()
-        except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:
-            self.close()
-            raise AskError(f"{self.url}{path}: {type(error).__name__}: {error}") from error
-        raw = b"".join(parts)
-        if response.status != 200:
-            raise AskError(f"{self.url}{path} answered {response.status}: {told(raw)}", response.status)
-        return first or time.monotonic(), raw
-
-    def _send(self, path, data):
-        if self._connection is None:
-            self._connection = self._connect()
-        headers = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
+        headers = {"Accept": ACCEPT}
         if self.token:
             headers["Authorization"] = f"Bearer {self.token}"
-        connection = self._connection
+        parts, first = [], None
         try:
-            connection.request("POST", self.address.prefix + path, body=data, headers=headers)
-            return connection.getresponse()
-        except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError):
-            # The other end closed a connection that was idle: nothing was answered, so it is asked again, once, on a new one.
-            self.close()
-            self._connection = connection = self._connect()
-            connection.request("POST", self.address.prefix + path, body=data, headers=headers)
-            return connection.getresponse()
-
-    def _connect(self):
-        address = self.address
-        if address.scheme == "https":
-            context = ssl.create_default_context(cafile=self.ca_file or None)
-            return http.client.HTTPSConnection(address.host, address.port, timeout=self.timeout_s, context=context)
-        return http.client.HTTPConnection(address.host, address.port, timeout=self.timeout_s)
-
-
-def told(raw):
-    """The error in an answer's body, in short."""
-    try:
-        answer = json.loads(raw)
-        error = answer.get("error", answer.get("detail", answer))
-        return str(error.get("message", error) if isinstance(error, dict) else error)[:300]
-    except (ValueError, AttributeError):
-        return " ".join(raw[:300].decode("utf-8", "replace").split()) or "nothing"
-
-
-def parse(raw, kind, embed=False):
-    """{tokens_in, tokens_out, s_per_token, load_s, done_reason, text} of an answer's body. Raises AskError for one that broke off."""
-    made = {"tokens_in": None, "tokens_out": None, "s_per_token": None, "load_s": None, "done_reason": None, "text": ""}
-    if embed:
-        answer = _loads(raw)
-        usage = answer.get("usage") or answer
-        made["tokens_in"] = usage.get("prompt_eval_count", usage.get("prompt_tokens"))
-        made["load_s"] = _seconds(answer.get("load_duration"))
-        return made
-    texts, last, pieces = [], None, 0
-    for whole in raw.split(b"\n"):
-        line = whole.strip()
-        line = line[5:].strip() if line.startswith(b"data:") else line
-        if not line or line.startswith(b":") or line == b"[DONE]":
-            continue
-        entry = _loads(line)
-        if "error" in entry and entry["error"]:
-            raise AskError(f"The answer broke off: {told(line)}")
-        if kind == "ollama":
-            message = entry.get("message") or {}
-            piece = (message.get("thinking") or "") + (message.get("content") or "")
-            if entry.get("done"):
-                last = entry
-        else:
-            choice = (entry.get("choices") or [{}])[0]
-            delta = choice.get("delta") or choice.get("message") or {}
-            piece = (delta.get("reasoning") or delta.get("reasoning_content") or "") + (delta.get("content") or "")
-            made["done_reason"] = choice.get("finish_reason") or made["done_reason"]
-            if entry.get("usage"):
-                last = entry["usage"]
-        if piece:
-            texts.append(piece)
-            pieces += 1
-    made["text"] = "".join(texts)
-    if kind == "ollama" and last is None:
-        raise AskError("The answer broke off without its last line.")
-    if kind != "ollama" and made["done_reason"] is None:
-        raise AskError("The answer broke off before it gave a reason for its end.")
-    last = last or {}
-    made["done_reason"] = last.get("done_reason") or made["done_reason"]
-    made["tokens_in"] = last.get("prompt_eval_count", last.get("prompt_tokens"))
-    made["tokens_out"] = last.get("eval_count", last.get("completion_tokens")) or pieces or None
-    made["load_s"] = _seconds(last.get("load_duration"))
-    if last.get("eval_duration") and last.get("eval_count"):
-        made["s_per_token"] = last["eval_duration"] / 1e9 / last["eval_count"]
-    return made
-
-
-def _loads(raw):
-    try:
-        entry = json.loads(raw)
-    except ValueError:
-        raise AskError(f"The answer is no JSON: {told(raw)}") from None
-    if not isinstance(entry, dict):
-        raise AskError(f"The answer is no object: {told(raw)}")
-    return entry
-
-
-def _seconds(nanoseconds):
-    return None if nanoseconds is None else round(nanoseconds / 1e9, 4)
+            # A generation changes nothing, so it may go out again where the server had closed an idle connection.
+            response = self.server.send("POST", path, body, headers, repeatable=True)
+            for part in self.server.blocks(response):
+                first = first or time.monotonic()
+                parts.append(part)
+        except _http.HttpError as error:
+            raise AskError(f"{path}: {error}") from error
+        raw = b"".join(parts)
+        if response.status != 200:
+            raise AskError(f"{self.server.url}{path} answered {response.status}: {error_in(raw)}", response.status)
+        return first or time.monotonic(), raw

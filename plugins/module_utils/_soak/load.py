@@ -26,10 +26,32 @@ from typing import Any
 # rounds 0: as many as the time allows. duration_s 0: as long as the rounds take.
 PRESETS: dict[str, dict[str, Any]] = {
     # The article's own: fifteen rounds of reasoning over about 8,000 tokens, a second apart.
-    "article": {"conversations": 1, "rounds": 15, "duration_s": 0, "input_tokens": 8192, "pause_s": 1.0, "kinds": ("chat",)},
-    "quick": {"conversations": 2, "rounds": 0, "duration_s": 120, "input_tokens": 1024, "pause_s": 0.5, "kinds": ("chat",)},
-    "night": {"conversations": 4, "rounds": 0, "duration_s": 8 * 3600, "input_tokens": 8192, "pause_s": 1.0, "kinds": ("chat", "chat", "chat", "title")},
-    # What really arrives: a chat, the title that a page has made of it, a search's embedding, a client with an idea of its own.
+    "article": {
+        "conversations": 1,
+        "rounds": 15,
+        "duration_s": 0,
+        "input_tokens": 8192,
+        "pause_s": 1.0,
+        "kinds": ("chat",),
+    },
+    "quick": {
+        "conversations": 2,
+        "rounds": 0,
+        "duration_s": 120,
+        "input_tokens": 1024,
+        "pause_s": 0.5,
+        "kinds": ("chat",),
+    },
+    "night": {
+        "conversations": 4,
+        "rounds": 0,
+        "duration_s": 8 * 3600,
+        "input_tokens": 8192,
+        "pause_s": 1.0,
+        "kinds": ("chat", "chat", "chat", "title"),
+    },
+    # What really arrives: a chat, the title that Open WebUI has made of it, a search's embedding, a client with an idea
+    # of its own.
     "mixed": {
         "conversations": 2,
         "rounds": 12,
@@ -45,16 +67,20 @@ DEFAULTS: dict[str, Any] = {"seed": 1, "num_predict": 0, "think": None, "other_n
 
 TITLE_TOKENS = 32
 
-# Short, common words: one token each for any tokenizer that knows English, so a prompt of so many words is one of about so many tokens.
+# Short, common words: one token each for any tokenizer that knows English, so a prompt of so many words is one of
+# about so many tokens.
 WORDS = (
-    "the of and to in is that it was for on are as with they be at one have this from or had by but some what there we can out other were all your"
-    " when up use how each she which do their time if will way about many then them would write like so these her long make thing see him two has look"
-    " more day could go come did my sound no most number who over know water than call first people may down side been now find any new work part take"
-    " get place made live where after back little only round man year came show every good me give our under name very through just form much great"
-    " think say help low line before turn cause same mean move right old too does tell set three want air well also play small end put home read hand"
-    " large spell add even land here must big high such follow act why ask men change went light kind off need house picture try us again animal point"
-    " mother world near build self earth father head stand own page should country found answer school grow study still learn plant cover food sun four"
-).split()  # fmt: skip
+    "the of and to in is that it was for on are as with they be at one have this from or had by but some what there"
+    " we can out other were all your when up use how each she which do their time if will way about many then them"
+    " would write like so these her long make thing see him two has look more day could go come did my sound no most"
+    " number who over know water than call first people may down side been now find any new work part take get place"
+    " made live where after back little only round man year came show every good me give our under name very through"
+    " just form much great think say help low line before turn cause same mean move right old too does tell set"
+    " three want air well also play small end put home read hand large spell add even land here must big high such"
+    " follow act why ask men change went light kind off need house picture try us again animal point mother world"
+    " near build self earth father head stand own page should country found answer school grow study still learn"
+    " plant cover food sun four"
+).split()
 
 
 class LoadError(Exception):
@@ -64,11 +90,16 @@ class LoadError(Exception):
 def settle(preset: str, changes: dict[str, Any] | None = None) -> dict[str, Any]:
     """A preset with its changes, complete and checked. Raises LoadError."""
     if preset not in PRESETS:
-        raise LoadError(f"There is no preset '{preset}'; there are {', '.join(sorted(PRESETS))}. Choose one, and change what you like of it.")
+        raise LoadError(
+            f"There is no preset '{preset}'; there are {', '.join(sorted(PRESETS))}."
+            " Choose one, and change what you like of it."
+        )
     load = {**DEFAULTS, **PRESETS[preset], **(changes or {}), "preset": preset}
     unknown = set(load) - set(DEFAULTS) - set(PRESETS[preset]) - {"preset"}
     if unknown:
-        raise LoadError(f"A load has no {', '.join(sorted(unknown))}; it has {', '.join(sorted({*DEFAULTS, *PRESETS[preset]}))}.")
+        raise LoadError(
+            f"A load has no {', '.join(sorted(unknown))}; it has {', '.join(sorted({*DEFAULTS, *PRESETS[preset]}))}."
+        )
     for key, least, most in (
         ("conversations", 1, 256),
         ("rounds", 0, 10**6),
@@ -86,7 +117,10 @@ def settle(preset: str, changes: dict[str, Any] | None = None) -> dict[str, Any]
     load["kinds"] = tuple(kind for kind in load["kinds"] if kind != "embed" or load["embed_model"])
     strange = set(load["kinds"]) - {"chat", "title", "embed", "other_ctx"}
     if strange or not load["kinds"]:
-        raise LoadError(f"kinds has {', '.join(sorted(strange)) or 'nothing'}; chat, title, embed (with embed_model) and other_ctx were wanted.")
+        raise LoadError(
+            f"kinds has {', '.join(sorted(strange)) or 'nothing'};"
+            " chat, title, embed (with embed_model) and other_ctx were wanted."
+        )
     if "other_ctx" in load["kinds"] and not load["other_num_ctx"]:
         raise LoadError("A client that sends another num_ctx needs to know which; set other_num_ctx, such as 8192.")
     return load
@@ -103,7 +137,8 @@ def question(seed: int, conversation: int, number: int) -> str:
     source = random.Random(f"{seed}/{conversation}/{number}/question")
     shelves, boxes, parts, lost = (source.randint(low, high) for low, high in ((3, 40), (5, 60), (10, 200), (1, 9)))
     return (
-        f"Round {number}. A store has {shelves} shelves with {boxes} boxes each and {parts} parts a box; every {lost}th box is short of {lost} parts."
+        f"Round {number}. A store has {shelves} shelves with {boxes} boxes each and {parts} parts a box;"
+        f" every {lost}th box is short of {lost} parts."
         " How many parts are there, and how sure can one be of it? Reason step by step, then answer in one line."
     )
 
@@ -123,7 +158,10 @@ def messages(load: dict[str, Any], conversation: int, number: int) -> list[dict[
         if len(history) // 2 >= 4 or left < 2 * turn:
             break
         source = random.Random(f"{seed}/{conversation}/{earlier}/turn")
-        history[:0] = [{"role": "user", "content": question(seed, conversation, earlier)}, {"role": "assistant", "content": words(source, turn)}]
+        history[:0] = [
+            {"role": "user", "content": question(seed, conversation, earlier)},
+            {"role": "assistant", "content": words(source, turn)},
+        ]
         left -= turn + len(history[0]["content"].split())
     text = words(random.Random(f"{seed}/{conversation}/{number}/text"), left) if left > 0 else ""
     return [*history, {"role": "user", "content": f"{text}\n\n{asked}".strip()}]
@@ -144,10 +182,17 @@ def request(load: dict[str, Any], conversation: int, number: int) -> dict[str, A
     if load["num_predict"]:
         made["options"]["num_predict"] = int(load["num_predict"])
     if kind == "embed":
-        made.update(input=words(random.Random(f"{load['seed']}/{conversation}/{number}/embed"), 128), options={}, think=None)
+        made.update(
+            input=words(random.Random(f"{load['seed']}/{conversation}/{number}/embed"), 128), options={}, think=None
+        )
     elif kind == "title":
-        text = words(random.Random(f"{load['seed']}/{conversation}/{number}/title"), min(int(load["input_tokens"]), 256))
-        made.update(messages=[{"role": "user", "content": f"Give this chat a title of at most five words.\n\n{text}"}], think=None)
+        text = words(
+            random.Random(f"{load['seed']}/{conversation}/{number}/title"), min(int(load["input_tokens"]), 256)
+        )
+        made.update(
+            messages=[{"role": "user", "content": f"Give this chat a title of at most five words.\n\n{text}"}],
+            think=None,
+        )
         made["options"]["num_predict"] = TITLE_TOKENS
     else:
         made["messages"] = messages(load, conversation, number)

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 
 # Private to the collection gpufleet.llm: no stable interface for others.
-"""What is to be done now: of the signals that are believed, the first that may act takes the next rung of its ladder."""
+"""What is to be done now: the first believed signal that may act takes the next rung of its ladder."""
 
 from __future__ import annotations
 

@@ -163,7 +163,7 @@ def note(history, decision, now, settings, dry_run=False):
 
 
 def change_mode(history, mode):
-    """The history in that mode: what a dry run recorded is not what was done, so a change starts from a clean record."""
+    """The history in that mode. What a dry run recorded was not done, so a change starts from a clean record."""
     if history["mode"] == mode:
         return history
     if history["mode"] is None:

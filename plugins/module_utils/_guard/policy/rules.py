@@ -117,7 +117,8 @@ RULES = {
     },
     "cpu_offload": {
         "ladder": ("unload",),
-        "means": "a model lies in host memory, partly (size_vram < size) or wholly (planned, and size_vram = 0), though it would fit now",
+        "means": "a model lies in host memory, partly (size_vram < size) or wholly (planned, and size_vram = 0),"
+        " though it would fit now",
         "why_not": "where it would not fit it is only reported: the plan or a neighbour is the cause",
     },
     "plan_off": {

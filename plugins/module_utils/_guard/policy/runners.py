@@ -123,7 +123,11 @@ def _assign(runners, present, listed, settings):
 
 def _closest(candidates, free, runners, present, settings):
     """(runner, model, whether no other pair comes close): the pair whose sizes agree best."""
-    pairs = sorted((_distance(runners[key], len(present[key]["gpus"]), model, settings), key, name) for key in candidates for name, model in free.items())
+    pairs = sorted(
+        (_distance(runners[key], len(present[key]["gpus"]), model, settings), key, name)
+        for key in candidates
+        for name, model in free.items()
+    )
     best, key, name = pairs[0]
     rivals = [pair for pair in pairs[1:] if (pair[1] == key) != (pair[2] == name) and pair[0] - best < 256]
     return key, name, best < 2048 and not rivals

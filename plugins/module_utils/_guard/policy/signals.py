@@ -130,7 +130,9 @@ def _trapped(sample, left, runners, settings):
         # Where per-process figures are missing, the card's own figure counts if nobody else is on it.
         value = None if listed else _alone(sample, settings)
     numbers = {"pids": sorted(one["pid"] for one in holders), "used_mib": value, "listed": len(listed)}
-    yield _signal("trapped", settings["unit"], numbers, *_over(value, settings["trapped_mib"], settings["trapped_mib"] / 2))
+    yield _signal(
+        "trapped", settings["unit"], numbers, *_over(value, settings["trapped_mib"], settings["trapped_mib"] / 2)
+    )
 
 
 def _alone(sample, settings):
@@ -228,7 +230,7 @@ def _of_models(history, sample, plan, settings):
         name, size, size_vram = model["name"], model["size_mib"], model["size_vram_mib"]
         missing = size - size_vram
         if not size_vram:
-            # Wholly in host memory: a fault only where the plan gives it a card. The server says 0 of 0 then (measured).
+            # Wholly in host memory: a fault only where the plan gives it a card. The server says 0 of 0 (measured).
             missing = plan["models"].get(name, 0) if plan["state"] == "ok" else 0
         if missing > 1:
             sizes = {"size_mib": size, "size_vram_mib": size_vram, "missing_mib": round(missing), "free_mib": room}

@@ -50,15 +50,15 @@ def test_trace(name):
     assert [(action, rule) for _now, action, rule in done] == [(one[0], one[1]) for one in trace["expect"]]
     for (now, _action, _rule), (_a, _r, earliest, latest) in zip(done, trace["expect"]):
         assert earliest <= now <= latest, done
-    assert player.told(decisions) == sorted(trace["alerts"])
+    assert player.reported(decisions) == sorted(trace["alerts"])
     # What is wanted is what the last action was, unless the ladder had to go on.
-    assert trace["wants"] in ([action for _now, action, _rule in done] or ["nothing", "tell"])
-    assert (trace["wants"] == "nothing") == (not done and not player.told(decisions))
+    assert trace["wants"] in ([action for _now, action, _rule in done] or ["nothing", "alert"])
+    assert (trace["wants"] == "nothing") == (not done and not player.reported(decisions))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_quiet_when_the_fault_has_ended(name):
-    """Ten minutes after everything is as planned nobody is told of anything any more, but for a fence and lost cards."""
+    """Ten minutes after everything is as planned nothing is reported any more, but for a fence and lost cards."""
     trace = player.load(player.TRACES / f"{name}.yml")
     if trace["wants"] == "fence":
         pytest.skip("a fence stays until a person takes it down")
@@ -74,6 +74,6 @@ def test_quiet_when_the_fault_has_ended(name):
 
 
 @pytest.mark.slow
-def test_the_page_has_the_tables_of_now():
-    page = player.PAGE.read_text(encoding="utf-8")
-    assert player.filled(page) == page, "run python tests/support/guard_traces.py --write"
+def test_the_guide_has_the_tables_of_now():
+    guide = player.GUIDE.read_text(encoding="utf-8")
+    assert player.filled(guide) == guide, "run python tests/support/guard_traces.py --write"

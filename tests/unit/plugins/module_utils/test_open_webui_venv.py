@@ -85,7 +85,7 @@ def test_a_tree_whose_python_went_away_is_incomplete(tmp_path):
     assert venv.difference(venv.observe(path), STAMP) == "an incomplete tree lies there"
 
 
-def test_other_wishes_make_a_difference(tmp_path):
+def test_other_settings_make_a_difference(tmp_path):
     path = str(tmp_path / "0.12.4")
     venv.build(path, STAMP, "/usr/bin/python3.11", "/l", "/u", run=Machine(path))
     assert "package_set is slim, not full" in venv.difference(venv.observe(path), venv.wanted_stamp("0.12.4", "full", "list"))

@@ -11,8 +11,8 @@ import sys
 
 import pytest
 
+from ansible_collections.gpufleet.llm.plugins.module_utils._soak import measure, plots, report_html
 from ansible_collections.gpufleet.llm.plugins.module_utils._soak import report as soak_report
-from ansible_collections.gpufleet.llm.plugins.module_utils._soak import verdicts
 from ansible_collections.gpufleet.llm.tests.unit.plugins import soak_runs
 
 EVIL = "<script>alert(1)</script>|`x`"
@@ -70,7 +70,7 @@ class Page(html.parser.HTMLParser):
 
 
 def test_the_page_is_whole_and_refers_to_nothing_outside(document):
-    page = Page(soak_report.page(document, {}))
+    page = Page(report_html.page(document, {}))
     assert page.open == [] and len(set(page.ids)) == len(page.ids)
     assert set(page.refers) == {"#h1", "#h2"} and "script" not in page.tags and "link" not in page.tags
 
@@ -78,15 +78,15 @@ def test_the_page_is_whole_and_refers_to_nothing_outside(document):
 def test_a_page_of_a_verified_fleet_needs_no_plots():
     verdict = {"name": "driver", "state": "fail", "found": EVIL, "wanted": "x", "text": ""}
     document = soak_report.verify_document([{"host": "gpu1", "verdict": "fail", "verdicts": [verdict], "facts": {"a": EVIL}}])
-    assert soak_report.plots(document) == {}
-    assert "script" not in Page(soak_report.page(document, {})).tags
+    assert plots.plots(document) == {}
+    assert "script" not in Page(report_html.page(document, {})).tags
     assert "driver" in "\n".join(soak_report.terminal(document))
 
 
 def test_without_matplotlib_it_is_said_what_to_do(document, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(soak_report.ReportError, match="pip install matplotlib"):
-        soak_report.plots(document)
+    with pytest.raises(plots.ReportError, match="pip install matplotlib"):
+        plots.plots(document)
 
 
 def test_a_comparison_names_its_settings_and_the_last_one_decides():
@@ -101,7 +101,7 @@ def test_a_comparison_names_its_settings_and_the_last_one_decides():
 def test_a_drawing_is_made_fit_for_a_page():
     svg = '<?xml version="1.0"?><!DOCTYPE svg><svg xmlns:xlink="x" width="4pt" height="2pt" xmlns="y"><metadata>m</metadata><defs><path id="a"/></defs>'
     svg += '<g clip-path="url(#a)"><use xlink:href="#a" x="1.23456"/></g></svg>'
-    made = soak_report.inline(svg, 7, 'A "caption"')
+    made = plots.inline(svg, 7, 'A "caption"')
     assert made.startswith('<svg role="img" aria-label="A &quot;caption&quot;"')
     assert 'id="p7-a"' in made and "url(#p7-a)" in made and 'href="#p7-a"' in made and 'x="1.23"' in made
     assert "metadata" not in made and "xmlns" not in made and "width" not in made and "height" not in made
@@ -109,4 +109,4 @@ def test_a_drawing_is_made_fit_for_a_page():
 
 def test_spans():
     assert [soak_report.span(seconds) for seconds in (45, 600, 28800)] == ["45 s", "10 min", "8.0 h"]
-    assert verdicts.SCHEMA == 1
+    assert measure.SCHEMA == 1

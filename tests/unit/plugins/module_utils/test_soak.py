@@ -13,10 +13,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from ansible_collections.gpufleet.llm.plugins.module_utils._soak import answers, conversations, measure, processes, verdicts, watch
 from ansible_collections.gpufleet.llm.plugins.module_utils._soak import client as soak_client
 from ansible_collections.gpufleet.llm.plugins.module_utils._soak import load as soak_load
 from ansible_collections.gpufleet.llm.plugins.module_utils._soak import program as soak_program
-from ansible_collections.gpufleet.llm.plugins.module_utils._soak import verdicts
 
 MIB = 1024 * 1024
 USAGE = {"prompt_tokens": 40, "completion_tokens": 3, "total_tokens": 43}
@@ -93,7 +93,7 @@ def config(url, **changes):
 
 def ran(folder, settings, stop=None):
     reason = soak_program.run(settings, str(folder), nvml=NoCard(), stop=stop)
-    return reason, verdicts.parse((folder / "run.jsonl").read_text(encoding="utf-8").splitlines())
+    return reason, measure.parse((folder / "run.jsonl").read_text(encoding="utf-8").splitlines())
 
 
 def test_a_run_comes_to_its_end_and_can_be_judged(tmp_path):
@@ -112,7 +112,7 @@ def test_a_run_comes_to_its_end_and_can_be_judged(tmp_path):
 
 @pytest.mark.parametrize(("chat", "says"), [("error", "llama-server process has terminated"), ("cut", "broke off")])
 def test_what_the_server_does_wrong_is_a_result(tmp_path, chat, says, monkeypatch):
-    monkeypatch.setattr(soak_program, "ERROR_PAUSE_S", 0)
+    monkeypatch.setattr(conversations, "ERROR_PAUSE_S", 0)
     with serving(chat) as (url, _seen):
         reason, run = ran(tmp_path, config(url))
     assert reason == "done" and {request["status"] for request in run["requests"]} == {"error"}
@@ -121,7 +121,7 @@ def test_what_the_server_does_wrong_is_a_result(tmp_path, chat, says, monkeypatc
 
 
 def test_a_server_that_is_not_there_is_a_result(tmp_path, monkeypatch):
-    monkeypatch.setattr(soak_program, "ERROR_PAUSE_S", 0)
+    monkeypatch.setattr(conversations, "ERROR_PAUSE_S", 0)
     reason, run = ran(tmp_path, config("http://127.0.0.1:9"))
     assert reason == "done" and len(run["requests"]) == 4
     assert {"errors", "server"} <= {verdict["name"] for verdict in verdicts.judge(run)["verdicts"] if verdict["state"] == "fail"}
@@ -162,7 +162,7 @@ def test_each_target_is_asked_in_its_own_words(kind):
 
 
 def test_a_refused_sign_in_is_an_error_of_the_request():
-    with serving() as (url, _seen), pytest.raises(soak_client.AskError, match="no token"):
+    with serving() as (url, _seen), pytest.raises(answers.AskError, match="no token"):
         soak_client.Target("open_webui", url, "m", email="a", password="wrong").ask(soak_load.request(soak_load.settle("quick"), 1, 1))
 
 
@@ -178,8 +178,8 @@ def test_a_refused_sign_in_is_an_error_of_the_request():
     ],
 )
 def test_an_answer_that_broke_off_is_none(raw, kind):
-    with pytest.raises(soak_client.AskError):
-        soak_client.parse(raw, kind)
+    with pytest.raises(answers.AskError):
+        answers.parse(raw, kind)
 
 
 # --- what is seen of the host ---
@@ -201,30 +201,30 @@ def test_runners_are_found_by_unit_and_name_with_model_and_context(tmp_path):
     process(tmp_path, 11, "llama-server", "ollama.service", "llama-server", "--model", model, "-c", "81920", "-np", "2")
     process(tmp_path, 12, "llama-server", "other.service", "llama-server", "--model", model, "-c", "81920")
     process(tmp_path, 13, "llama-server", "ollama.service", "llama-server", "--list-devices")
-    seen = soak_program.Processes("ollama.service", str(tmp_path)).look(0.0)
+    seen = processes.Processes("ollama.service", str(tmp_path)).sample(0.0)
     assert seen["server"] == 10 and seen["rss"] == 2.0
     assert seen["runners"] == [{"pid": 11, "start": 7, "model": "ab" * 6, "context": 81920}]
 
 
 def test_a_runner_that_takes_long_to_become_one_is_found(tmp_path):
-    processes = soak_program.Processes("ollama.service", str(tmp_path))
+    known = processes.Processes("ollama.service", str(tmp_path))
     process(tmp_path, 11, "python3", "ollama.service", "python3", "llama-server")
-    assert processes.look(0.0)["runners"] == [] == processes.look(60.0)["runners"]
+    assert known.sample(0.0)["runners"] == [] == known.sample(60.0)["runners"]
     process(tmp_path, 11, "llama-server", "ollama.service", "llama-server", "--model", "/m/sha256-" + "cd" * 32, "-c", "4096")
-    assert [one["pid"] for one in processes.look(61.0)["runners"]] == [11]
+    assert [one["pid"] for one in known.sample(61.0)["runners"]] == [11]
 
 
 def test_held_is_what_others_do_not_own():
     gpu = {"index": 0, "state": "ok", "used_mib": 9000, "temperature_c": 60, "power_w": 300.0, "gpu_util_percent": 9, "throttle_reasons": []}
     own, other = {"used_mib": 5000, "unit": "ollama.service"}, {"used_mib": 1500, "unit": "x.service"}
-    card = soak_program.card_of({**gpu, "processes": [own, other]}, "ollama.service")
+    card = watch.card_of({**gpu, "processes": [own, other]}, "ollama.service")
     assert (card["held"], card["others"]) == (7500, 1500)  # 2,500 that nobody owns are the server's
     # One that is ending has lost its unit; it was a runner, and is nobody else's. Without a unit from the start it is somebody's.
     ending, stranger = {"used_mib": 1163, "unit": None, "pid": 11}, {"used_mib": 400, "unit": None, "pid": 12}
-    card = soak_program.card_of({**gpu, "processes": [own, other, ending, stranger]}, "ollama.service", {11})
+    card = watch.card_of({**gpu, "processes": [own, other, ending, stranger]}, "ollama.service", {11})
     assert (card["held"], card["others"]) == (7100, 1900)
-    assert soak_program.card_of({**gpu, "processes": None}, "ollama.service")["others"] is None
-    assert soak_program.card_of({**gpu, "used_mib": None, "processes": []}, "ollama.service")["held"] is None
+    assert watch.card_of({**gpu, "processes": None}, "ollama.service")["others"] is None
+    assert watch.card_of({**gpu, "used_mib": None, "processes": []}, "ollama.service")["held"] is None
 
 
 def test_a_configuration_that_is_none_is_refused_in_a_sentence(tmp_path, capsys):

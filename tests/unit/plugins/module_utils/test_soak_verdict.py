@@ -11,27 +11,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ansible_collections.gpufleet.llm.plugins.module_utils._soak import verdicts as soak
+from ansible_collections.gpufleet.llm.plugins.module_utils import _stats
+from ansible_collections.gpufleet.llm.plugins.module_utils._soak import answers, curves, figures, measure, verdicts
 from ansible_collections.gpufleet.llm.tests.unit.plugins import soak_runs
 
 PLANNED = soak_runs.PLANNED
 
 
 def failed(run, limits=None):
-    return [verdict["name"] for verdict in soak.judge(run, limits)["verdicts"] if verdict["state"] == "fail"]
+    return [verdict["name"] for verdict in verdicts.judge(run, limits)["verdicts"] if verdict["state"] == "fail"]
 
 
 # --- verdicts ---
 
 
 def test_a_healthy_run_passes_every_verdict():
-    judged = soak.judge(soak_runs.run())
+    judged = verdicts.judge(soak_runs.run())
     assert judged["verdict"] == "pass"
     assert {verdict["state"] for verdict in judged["verdicts"]} == {"pass"}
-    figures = judged["figures"]
-    assert figures["gpus"][0]["start_mib"] == figures["gpus"][0]["peak_mib"] == PLANNED
-    assert figures["gpus"][0]["slope"]["slope"] == 0 and figures["stable_s"] == 600
-    assert figures["requests"]["tokens_in_median"] == 8000
+    seen = judged["figures"]
+    assert seen["gpus"][0]["start_mib"] == seen["gpus"][0]["peak_mib"] == PLANNED
+    assert seen["gpus"][0]["slope"]["slope"] == 0 and seen["stable_s"] == 600
+    assert seen["requests"]["tokens_in_median"] == 8000
 
 
 HOT = {"thr": lambda t: ["hw_thermal_slowdown"] if 100 <= t < 110 else []}
@@ -64,33 +65,33 @@ def test_each_fault_fails_the_verdict_that_names_it_and_no_other(fault):
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_limit_of_none_tells_and_does_not_judge(fault):
-    off = dict.fromkeys(soak.LIMITS)
+    off = dict.fromkeys(verdicts.LIMITS)
     if "server" not in fault and fault not in ("the card lost", "cut off"):  # these have no limit: they are never well
         assert failed(soak_runs.run(**FAULTS[fault][0]), off) == []
 
 
 def test_figures_are_exact():
-    seen = soak.figures(soak_runs.run(ps=lambda t: (15384, 6957) if 100 <= t < 130 else (11885, 11885)))
+    seen = figures.figures(soak_runs.run(ps=lambda t: (15384, 6957) if 100 <= t < 130 else (11885, 11885)))
     assert seen["offload_s"] == 30
-    seen = soak.figures(soak_runs.run(runner=lambda t: (100 + t // 60, 40960 if t // 60 % 2 else 8192)))
+    seen = figures.figures(soak_runs.run(runner=lambda t: (100 + t // 60, 40960 if t // 60 % 2 else 8192)))
     assert seen["reloads"]["count"] == 9 and seen["reloads"]["contexts"] == [8192, 40960]
-    assert soak.figures(soak_runs.run(**HOT))["throttled_s"] == {"hw_thermal_slowdown": 10}
-    assert soak.figures(soak_runs.run(ps_state=lambda t: "down" if 50 <= t < 60 else "ok"))["stable_s"] == 50
+    assert figures.figures(soak_runs.run(**HOT))["throttled_s"] == {"hw_thermal_slowdown": 10}
+    assert figures.figures(soak_runs.run(ps_state=lambda t: "down" if 50 <= t < 60 else "ok"))["stable_s"] == 50
 
 
 def test_a_model_that_is_loaded_for_the_first_time_is_no_reload():
     made = soak_runs.run()
     made["generations"].append({"t": 300.0, "pid": 7, "start": 7, "model": "embedding", "context": 2048})
-    assert soak.figures(made)["reloads"]["count"] == 0
+    assert figures.figures(made)["reloads"]["count"] == 0
 
 
 @pytest.mark.parametrize("mib_per_hour", [150, 400, 3840])
 def test_a_leak_of_a_staircase_is_found_within_ten_per_cent_also_over_a_restart(mib_per_hour):
     step = mib_per_hour * 10 / 3600  # a request every ten seconds
-    fit = soak.figures(soak_runs.run(1800, held=lambda t: 9000 + int(t // 10 * step)))["gpus"][0]["slope"]
+    fit = figures.figures(soak_runs.run(1800, held=lambda t: 9000 + int(t // 10 * step)))["gpus"][0]["slope"]
     assert fit["slope"] == pytest.approx(mib_per_hour, rel=0.1) and fit["low"] > 0
     again = soak_runs.run(1800, held=lambda t: 9000 + int(t % 900 // 10 * step), runner=lambda t: (100 + t // 900, 40960))
-    assert soak.figures(again)["gpus"][0]["slope"]["slope"] == pytest.approx(mib_per_hour, rel=0.1)
+    assert figures.figures(again)["gpus"][0]["slope"]["slope"] == pytest.approx(mib_per_hour, rel=0.1)
 
 
 def test_one_step_at_the_first_long_prompt_is_no_leak():
@@ -115,7 +116,7 @@ def test_no_false_alarm_in_noise():
 
 
 def test_without_a_gpu_what_needs_one_is_unknown_and_does_not_count():
-    judged = soak.judge(soak_runs.run(cards=0))
+    judged = verdicts.judge(soak_runs.run(cards=0))
     assert judged["verdict"] == "pass"
     assert {verdict["name"] for verdict in judged["verdicts"] if verdict["state"] == "unknown"} == {"CPU offload", "thermal"}
     assert judged["figures"]["rss_peak_mib"] == 902
@@ -124,7 +125,7 @@ def test_without_a_gpu_what_needs_one_is_unknown_and_does_not_count():
 def test_without_a_plan_the_peak_is_unknown():
     made = soak_runs.run()
     made["start"]["gpus"][0]["planned_mib"], made["start"]["plan"] = None, None
-    states = {verdict["name"]: verdict["state"] for verdict in soak.judge(made)["verdicts"]}
+    states = {verdict["name"]: verdict["state"] for verdict in verdicts.judge(made)["verdicts"]}
     assert states["memory peak"] == "unknown"
 
 
@@ -135,15 +136,15 @@ def test_a_run_that_answered_nothing_is_red():
 def test_samples_that_are_missing_are_counted():
     made = soak_runs.run()
     made["samples"] = [sample for sample in made["samples"] if not 100 <= sample["t"] < 200]
-    assert failed(made) == ["sampling"] and soak.figures(made)["sampling"]["missed"] == 100
+    assert failed(made) == ["sampling"] and figures.figures(made)["sampling"]["missed"] == 100
 
 
 @pytest.mark.parametrize(
     ("limits", "says"), [({"reload": 1}, "no limit reload"), ({"reloads": -1}, "-1"), ({"reloads": "2"}, "'2'"), ({"loops": True}, "True")]
 )
 def test_a_limit_that_is_none_is_refused(limits, says):
-    with pytest.raises(soak.VerdictError, match=says):
-        soak.limits_with(limits)
+    with pytest.raises(measure.SoakError, match=says):
+        verdicts.limits_with(limits)
 
 
 # --- the file ---
@@ -151,34 +152,34 @@ def test_a_limit_that_is_none_is_refused(limits, says):
 
 def test_a_run_comes_back_from_its_lines():
     made = soak_runs.run(30)
-    assert soak.parse(soak_runs.lines(made)) == made
+    assert measure.parse(soak_runs.lines(made)) == made
 
 
 def test_a_run_that_was_killed_is_one_all_the_same():
     made = soak_runs.run(30)
     text = soak_runs.lines(dict(made, end=None))
-    back = soak.parse([*text[:-1], text[-1][:20]])
+    back = measure.parse([*text[:-1], text[-1][:20]])
     assert back["end"]["reason"] == "cut" and back["end"]["t"] == 29
     assert "load" in failed(back)
 
 
 @pytest.mark.parametrize("text", [[], ["{}"], ['{"k": "start", "schema": 9}'], ["no", "json", '{"k": "start", "schema": 1}']])
 def test_what_is_no_run_is_refused(text):
-    with pytest.raises(soak.VerdictError):
-        soak.parse(text)
+    with pytest.raises(measure.SoakError):
+        measure.parse(text)
 
 
 # --- arithmetic ---
 
 
-@given(st.floats(-50, 50), st.floats(-1e4, 1e4), st.integers(soak.LEAST_POINTS, 400), st.integers(0, 1000))
+@given(st.floats(-50, 50), st.floats(-1e4, 1e4), st.integers(_stats.LEAST_POINTS, 400), st.integers(0, 1000))
 @settings(max_examples=50, deadline=None)
 def test_theil_sen_finds_a_line_through_wild_points(slope, level, count, seed):
     source = random.Random(seed)
     points = [(float(t), level + slope * t) for t in range(count)]
     for place in source.sample(range(count), count // 10):
         points[place] = (points[place][0], 1e6)
-    fit = soak.theil_sen([points])
+    fit = _stats.theil_sen([points])
     assert fit["low"] <= fit["slope"] <= fit["high"]
     assert fit["slope"] == pytest.approx(slope, abs=max(abs(slope) * 0.05, 1e-6))
 
@@ -187,23 +188,23 @@ def test_theil_sens_interval_holds_the_truth_as_often_as_it_says():
     inside = 0
     for seed in range(100):
         source = random.Random(seed)
-        fit = soak.theil_sen([[(float(t), 0.5 * t + source.gauss(0, 10)) for t in range(60)]])
+        fit = _stats.theil_sen([[(float(t), 0.5 * t + source.gauss(0, 10)) for t in range(60)]])
         inside += fit["low"] <= 0.5 <= fit["high"]
     assert 90 <= inside <= 100
 
 
 def test_theil_sen_does_not_look_across_a_jump():
     groups = [[(float(t), 5.0) for t in range(50)], [(float(t), 900.0) for t in range(50, 100)]]
-    assert soak.theil_sen(groups)["slope"] == 0
-    assert soak.theil_sen([sum(groups, [])])["high"] > 0
-    assert soak.theil_sen([[(0.0, 1.0)] * (soak.LEAST_POINTS - 1)]) is None
+    assert _stats.theil_sen(groups)["slope"] == 0
+    assert _stats.theil_sen([sum(groups, [])])["high"] > 0
+    assert _stats.theil_sen([[(0.0, 1.0)] * (_stats.LEAST_POINTS - 1)]) is None
 
 
 @given(st.lists(st.one_of(st.none(), st.integers(0, 30000)), max_size=3000), st.integers(4, 200))
 @settings(max_examples=80, deadline=None)
 def test_down_sampling_keeps_every_extreme_and_invents_nothing(values, most):
     points = list(enumerate(values))
-    kept = soak.down_sample(points, most)
+    kept = curves.down_sample(points, most)
     known = [point for point in points if point[1] is not None]
     assert len(kept) <= most and set(kept) <= set(known)
     assert kept == sorted(kept)
@@ -215,7 +216,7 @@ def test_down_sampling_keeps_every_extreme_and_invents_nothing(values, most):
 
 def test_down_sampling_keeps_a_peak_of_one_sample_in_eight_hours():
     points = [(t, 12000 + (4000 if t == 17777 else t % 7)) for t in range(28800)]
-    assert (17777, 16000) in soak.down_sample(points, 400)
+    assert (17777, 16000) in curves.down_sample(points, 400)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +224,7 @@ def test_down_sampling_keeps_a_peak_of_one_sample_in_eight_hours():
 )
 def test_a_loop_is_found_with_its_period(turn):
     text = "First a sensible beginning. " + turn * (4000 // len(turn))
-    found = soak.loop_of(text)
+    found = answers.loop_of(text)
     assert found["period"] == len(turn)
     assert 0 <= found["at"] < len(text)
 
@@ -235,30 +236,30 @@ def test_a_loop_is_found_with_its_period(turn):
 def test_ordinary_words_are_no_loop(words, seed):
     random.Random(seed).shuffle(words)
     text = " ".join(f"{word} {place}" for place, word in enumerate(words))
-    assert soak.loop_of(text) is None
+    assert answers.loop_of(text) is None
 
 
 def test_a_short_repetition_and_one_that_ended_are_no_loop():
-    assert soak.loop_of("ha " * 50) is None
-    assert soak.loop_of("ha " * 500 + "but then it came to an end, with an answer of forty-two boxes that are all full and in their place." * 1) is None
+    assert answers.loop_of("ha " * 50) is None
+    assert answers.loop_of("ha " * 500 + "but then it came to an end, with an answer of forty-two boxes that are all full and in their place." * 1) is None
 
 
 @given(st.lists(st.tuples(st.floats(0, 500), st.floats(0, 20), st.floats(0, 50), st.integers(1, 900)), max_size=30))
 @settings(max_examples=50, deadline=None)
 def test_throughput_adds_up_to_all_tokens(answers):
     requests = [{"t": t, "ttft": ttft, "total": ttft + rest, "tokens_out": tokens, "status": "ok"} for t, ttft, rest, tokens in answers]
-    points = soak.throughput(requests, 600.0)
+    points = curves.throughput(requests, 600.0)
     width = points[1][0] - points[0][0]
     assert sum(value * width for _t, value in points) == pytest.approx(sum(tokens for *_rest, tokens in answers), rel=1e-6, abs=1e-6)
 
 
 def test_percentiles_and_medians():
-    assert soak.percentile([], 50) is None
-    assert (soak.percentile(range(1, 101), 95), soak.percentile([3], 95), soak.median([4, 1, 3, 2])) == (95, 3, 2.5)
+    assert _stats.percentile([], 50) is None
+    assert (_stats.percentile(range(1, 101), 95), _stats.percentile([3], 95), _stats.median([4, 1, 3, 2])) == (95, 3, 2.5)
 
 
 def test_curves_are_bounded_and_keep_the_peak():
     made = soak_runs.run(3000, held=lambda t: PLANNED + (999 if t == 1234 else 0))
-    curves = soak.curves(made, 100)
-    assert [1234.0, PLANNED + 999] in curves["gpu0_held"]
-    assert all(len(points) <= 120 for points in curves.values())
+    drawn = curves.curves(made, 100)
+    assert [1234.0, PLANNED + 999] in drawn["gpu0_held"]
+    assert all(len(points) <= 120 for points in drawn.values())

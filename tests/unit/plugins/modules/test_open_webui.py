@@ -15,6 +15,7 @@ from ansible.module_utils.testing import patch_module_args
 from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import runner_options
 from ansible_collections.gpufleet.llm.plugins.module_utils._open_webui import client as open_webui_client
 from ansible_collections.gpufleet.llm.plugins.module_utils._open_webui import declared as declared_entries
+from ansible_collections.gpufleet.llm.plugins.module_utils._open_webui import models as open_webui_models
 from ansible_collections.gpufleet.llm.plugins.modules import (
     open_webui_backup,
     open_webui_config,
@@ -421,7 +422,7 @@ def test_models_of_the_page_follow_the_declared_ones():
     assert given["params"] == {**NO_RUNNER_OPTIONS, "num_ctx": 8192, "temperature": 0.6}
     observed = {"base": None, "name": "mine", "description": "", "active": True, "access": "everyone", "groups": [], "capabilities": {"builtin_tools": False},
                 "params": {"num_ctx": 2048, "top_k": 5}}  # fmt: skip
-    wanted = open_webui_client.wanted_model(observed, declared_entries.page_models([{"id": "mine"}])[0])
+    wanted = open_webui_models.wanted(observed, declared_entries.page_models([{"id": "mine"}])[0])
     assert wanted["params"] == {"top_k": 5} and open_webui_client.difference(observed, wanted) == ["params"]
 
 
