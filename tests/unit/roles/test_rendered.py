@@ -35,7 +35,7 @@ RENDERING = ("cuda", "ollama", "open_webui", "vram_guard")
 LOOK = {"systemd": 257, "architecture": "x86_64", "gpus": [{"uuid": "GPU-4d1c9a3e-0000"}], "driver": {"distribution": {"id": "debian"}}}
 KNOWN = {
     "ansible_managed": "Managed",
-    "__cuda_look": LOOK,
+    "__cuda_state": LOOK,
     "__ollama_look": LOOK,
     "__open_webui_look": LOOK,
     "__open_webui_mirrors": {"stdout_lines": ["http://deb.debian.org/debian/ trixie", "http://deb.debian.org/debian/ trixie-updates"]},
