@@ -33,7 +33,6 @@ import time
 from .._driver import packages as driver_packages
 from .._driver import state as driver_state
 from .._gpu import sample
-from .._guard import files as guard_files
 from .._guard import state as guard_state
 from .._host import listeners, paths, units
 from .._ollama import client as ollama_client
@@ -159,7 +158,7 @@ def _json(path):
 def _guard_state(guard, now):
     """{age_s, fence, mode, action, rule, spent: {kind: {hour, day}}, error} of the guard's state file."""
     try:
-        state = json.loads(guard_files.read_text(guard["state_path"]) or "")
+        state = json.loads(guard_state.read(guard["state_path"]) or "")
         history, last = guard_state.validated(state["history"]), state["last"]
         clock = history["clock"]
         spent = {kind: {span: sum(one == kind and clock - at < length for at, one in history["spent"]) for span, length in SPANS} for kind in guard["budgets"]}

@@ -39,6 +39,7 @@ from ansible_collections.gpufleet.llm.plugins.module_utils._guard import (
 )
 from ansible_collections.gpufleet.llm.plugins.module_utils._guard import policy as guard_policy
 from ansible_collections.gpufleet.llm.plugins.module_utils._guard.policy import runners
+from ansible_collections.gpufleet.llm.plugins.module_utils._host import processes
 
 REPO = pathlib.Path(__file__).resolve().parents[4]
 CLOCK = {"wall": 1_800_000_000.0, "mono": 5000.0, "boot": "b1"}
@@ -950,9 +951,7 @@ def test_unfencing_as_root_follows_no_link_out_of_the_guards_folder(config, tmp_
 
 def _guard_unit(pid):
     """Whatever unit this test runs in."""
-    from ansible_collections.gpufleet.llm.plugins.module_utils._gpu import nvml as gpu_nvml
-
-    return gpu_nvml.describe_process(pid)["unit"]
+    return processes.unit_of_pid(pid)
 
 
 def test_the_program_starts_without_site_and_without_what_a_quiet_tick_does_not_need():
