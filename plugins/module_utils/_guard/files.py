@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 
 # Private to the collection gpufleet.llm: no stable interface for others.
-"""Files: what the guard is told (its configuration, the serving plan), and how it replaces one of its own."""
+"""Files: what others write for the guard (its configuration, the serving plan), and how it replaces one of its own."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ def kind_of(comm, argv):
 
 
 def port_of(argv):
-    """The port that a runner was told to listen on, None where it was told none."""
+    """The port that a runner's command line names, None where it names none."""
     for index, word in enumerate(argv[:-1]):
         if word == "--port" and argv[index + 1].isdigit():
             return int(argv[index + 1]) or None
