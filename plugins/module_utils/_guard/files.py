@@ -35,9 +35,12 @@ class GuardError(Exception):
 
 
 def read_text(path, limit=SIZE_LIMIT):
-    """The file's text, None where there is none; what is too long or no UTF-8 comes back damaged, not as an error."""
+    """The file's text, None where there is none; what is too long or no UTF-8 comes back damaged, not as an error.
+
+    A pipe in its place is empty: root, who asks for the status, does not wait for whoever put it there.
+    """
     try:
-        with open(path, "rb") as handle:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as handle:
             return handle.read(limit).decode("utf-8", "replace")
     except FileNotFoundError:
         return None
