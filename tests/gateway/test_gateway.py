@@ -151,8 +151,16 @@ def test_pin_refuse_and_off(gateway, ollama):
         b'{"model":"qwen3","options":"x"}',
         b'{"model":["qwen3"]}',
         b'{"messages":[]}',
-        b'{"model":"qwen3","a":"\xff"}',
+        b'{"model":"qwen3","a\xff":1}',
+        b'{"model":"qwen3","options":{"num_ctx\xff":1}}',
+        b'{"model":"qwen3\xff"}',
+        b'{"model":"qwen3",\xc2\xa0"a":1}',
         b'{"model":"qwen3","a":"\x00"}',
+        b'{"model":"qwen3","a":"\n"}',
+        b'{"model":"qwen3","a":"\\x"}',
+        b'{"model":"qwen3","a":"\\u00g0"}',
+        b'{"model":"qwen3","a":{"b\t":1}}',
+        b'{"model":"qwen3","a":"b"}\x00',
         b'\xef\xbb\xbf{"model":"qwen3"}',
         b'{"model":"qwen3","a":' + b"[" * 200 + b"]" * 200 + b"}",
         b'{"model":"qwen3","a":NaN}',
@@ -165,6 +173,34 @@ def test_what_is_not_understood_is_refused(gateway, ollama, body):
     status, _headers, answer = gateway.ask("POST", "/api/chat", body, "alice")
     assert status == 400 and json.loads(answer)["error"]
     assert not ollama.seen
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b'{"model":"qwen3",' + b",".join(b'"k%d":1' % number for number in range(500)) + b"}", b"more than 500 members"),
+        (b'{"model":"qwen3","options":{' + b",".join(b'"k%d":1' % number for number in range(500)) + b"}}", b"more than 500 members"),
+        (b'{"model":"qwen3","a":[' + b"1," * 10000 + b"1]}", b"more values"),
+        (b'{"model":"qwen3","a":"' + b"\\n" * 70000 + b'"}', b"more values"),
+        (b'{"model":"qwen3","a":[' + b" " * 300000 + b"1]}", b"more values"),
+        (b'{"model":"qwen3","a":' + b"1" * 101 + b"}", b"more than 100 characters"),
+        (b'{"model":"qwen3","' + b"k" * 300 + b'":1}', b"more than 256 bytes"),
+    ],
+    ids=range(7),
+)
+def test_work_is_bounded(gateway, ollama, body, says):
+    status, _headers, answer = gateway.ask("POST", "/api/chat", body, "alice")
+    assert status == 400 and says in answer and not ollama.seen
+
+
+def test_a_long_conversation_with_tools_is_within_the_bounds(gateway, ollama):
+    """More than fits the planned 40,960 tokens: 120 messages of code (168 kB), 32 tools."""
+    code = 'def f(x):\n    """Say \\"hello\\"."""\n    return {"a": x, "b": [1, 2]}\n' * 20
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {"p": {"type": "string", "enum": ["a", "b"]}}}}}
+    body = {"model": "qwen3", "messages": [{"role": "user", "content": code}] * 120, "tools": [tool] * 32, "keep_alive": 1}
+    for text in (json.dumps(body), json.dumps(body, indent=2)):
+        assert gateway.ask("POST", "/api/chat", text.encode(), "alice")[0] == 200
+        assert json.loads(ollama.seen[-1]["body"]) == {key: value for key, value in body.items() if key != "keep_alive"}
 
 
 def test_compressed_and_too_large_bodies(gateway, ollama):
