@@ -150,11 +150,6 @@ async function list(r) {
     r.return(200, JSON.stringify(answer) + '\n');
 }
 
-// The refusals of nginx.conf that count against a limit.
-function refused(r) {
-    refuse(r, Number(r.variables.gateway_status), r.variables.gateway_sentence);
-}
-
 function exists(path) {
     try {
         fs.accessSync(path);
@@ -186,4 +181,4 @@ async function healthz(r) {
     r.return(status === 'ok' ? 200 : 503, JSON.stringify({status: status, config: policy.config}) + '\n');
 }
 
-export default {token: token, bearer: bearer, infer: infer, read: read, list: list, healthz: healthz, refused: refused};
+export default {token: token, bearer: bearer, infer: infer, read: read, list: list, healthz: healthz};
