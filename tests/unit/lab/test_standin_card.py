@@ -258,7 +258,7 @@ def test_stuck_stopping_is_listed_as_expired_and_holds_the_card(calm):
     calm.faults(stuck_stopping=True)
     assert calm.unload("big")[0] == 200
     assert until(lambda: calm.loaded()[0]["expires_at"][:19] < time.strftime("%Y-%m-%dT%H:%M:%S"))
-    assert calm.used() > 1000
+    assert until(lambda: calm.used() > 1000)
     calm.faults()
     assert until(lambda: calm.loaded() == [])
 
