@@ -9,6 +9,7 @@ docs/development/README.md draws MAY_IMPORT; a test compares the two.
 from __future__ import annotations
 
 import ast
+import importlib
 import pathlib
 import re
 import sys
@@ -38,6 +39,8 @@ MAY_IMPORT = {
 
 # Imported where they are, and done without where they are not.
 OPTIONAL = {"pynvml", "matplotlib"}
+
+PLUGINS = ("action", "doc_fragments", "filter", "lookup", "modules")
 
 
 def modules():
@@ -134,3 +137,8 @@ def test_the_diagram_of_the_packages_shows_the_table():
     for package, below in MAY_IMPORT.items():
         assert below <= reached(package), package
     assert {(one, other) for one, other in drawn if other not in MAY_IMPORT[one]} == set()
+
+
+@pytest.mark.parametrize("path", sorted(path.relative_to(REPO).as_posix() for kind in PLUGINS for path in (REPO / "plugins" / kind).glob("*.py")))
+def test_every_plugin_finds_what_it_imports(path):
+    importlib.import_module(f"ansible_collections.gpufleet.llm.{path.removesuffix('.py').replace('/', '.')}")

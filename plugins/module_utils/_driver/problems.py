@@ -140,10 +140,10 @@ def _no_sample(observed: dict[str, Any], taken: dict[str, Any], state: str) -> P
 def _platform(distribution: dict[str, str]) -> Problems:
     known, version = SUPPORTED.get(distribution["id"]), distribution["version_id"]
     if known is None or version not in known:
-        told = " ".join(part for part in (distribution["id"], version) if part) or "an unknown system"
+        runs = " ".join(part for part in (distribution["id"], version) if part) or "an unknown system"
         yield _problem(
             "platform",
-            f"This host runs {told}; wanted is Debian 12 or 13, or Ubuntu 22.04, 24.04 or 26.04. "
+            f"This host runs {runs}; wanted is Debian 12 or 13, or Ubuntu 22.04, 24.04 or 26.04. "
             f"Install one of these, or leave this host out of the play.",
         )
 

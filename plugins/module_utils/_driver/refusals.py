@@ -133,13 +133,13 @@ def other_source(
         return (sorted(set(names) | set(family(observed, version))) if names else []), []
     if not names and not files:
         return [], []
-    seen = [f"packages {', '.join(sorted(set(names))[:4])}"] if names else []
-    seen += [f"the APT source {', '.join(files)}"] if files else []
+    found = [f"packages {', '.join(sorted(set(names))[:4])}"] if names else []
+    found += [f"the APT source {', '.join(files)}"] if files else []
     return [], [
         _problem(
             "two_sources",
             f"cuda_driver_source is {settings['source']}, and this host has a driver or a source from elsewhere: "
-            f"{' and '.join(seen)}. Two sources of one driver break each other. Remove the other one, or set "
+            f"{' and '.join(found)}. Two sources of one driver break each other. Remove the other one, or set "
             f"cuda_remove_other_source to true and let this role do it.",
         )
     ]

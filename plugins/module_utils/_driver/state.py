@@ -106,7 +106,7 @@ def library_version(root: str, nvml_version: str | None = None) -> str | None:
 
 
 def secure_boot(root: str, run: Run = subprocess.run) -> bool | None:
-    """True or False; None when the firmware has EFI but does not tell."""
+    """True or False; None when the firmware has EFI but does not say."""
     try:
         with open(os.path.join(root, SECURE_BOOT), "rb") as handle:
             value = handle.read(5)  # four bytes of attributes, then the value
@@ -127,5 +127,5 @@ def secure_boot(root: str, run: Run = subprocess.run) -> bool | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    told = re.search(r"SecureBoot (enabled|disabled)", done.stdout)
-    return told.group(1) == "enabled" if told else None
+    found = re.search(r"SecureBoot (enabled|disabled)", done.stdout)
+    return found.group(1) == "enabled" if found else None

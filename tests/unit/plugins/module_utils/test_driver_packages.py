@@ -6,14 +6,12 @@
 from __future__ import annotations
 
 import pathlib
-import re
 
 import pytest
 import yaml
 
 from ansible_collections.gpufleet.llm.plugins.module_utils._driver import offers, packages, selection
 from ansible_collections.gpufleet.llm.plugins.module_utils._driver import plan as driver_plan
-from ansible_collections.gpufleet.llm.plugins.module_utils._driver import settings as driver_settings
 
 REPO = pathlib.Path(__file__).resolve().parents[4]
 TABLES = {name: yaml.safe_load((REPO / f"roles/cuda/files/packages/{name}.yml").read_text(encoding="utf-8")) for name in ("debian", "ubuntu")}
@@ -317,86 +315,3 @@ def test_cards_of_the_pci_bus(tmp_path):
         for name, text in (("vendor", vendor), ("class", kind), ("device", number)):
             (folder / name).write_text(text + "\n")
     assert packages.cards(tmp_path) == [0x2684]
-
-
-# ---- settings that no host can meet ----------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def defaults():
-    return yaml.safe_load((REPO / "roles/cuda/defaults/main.yml").read_text(encoding="utf-8"))
-
-
-def test_the_defaults_have_no_problem(defaults):
-    assert driver_settings.problems(defaults) == []
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "word"),
-    [
-        ("cuda_driver_source", "nvidia", "none, nvidia_repo or distro"),
-        ("cuda_driver_source", "", "one source"),
-        ("cuda_driver_branch", "580.95", "such as 580"),
-        ("cuda_driver_branch", 58, "such as 580"),
-        ("cuda_driver_version", "580", "580.126.09"),
-        ("cuda_driver_version", "latest", "580.126.09"),
-        ("cuda_driver_flavour", "Open", "open or proprietary"),
-        ("cuda_toolkit", "13.0", "13-0"),
-        ("cuda_repo_url", "ftp://mirror.example.org", "https://mirror.example.org/cuda"),
-        ("cuda_repo_url", "https://", "https://mirror.example.org/cuda"),
-        ("cuda_repo_url", "https://a/b\nTypes: deb", "https://mirror.example.org/cuda"),
-        ("cuda_repo_url", "http://mirror.example.org/cuda", "without TLS"),
-        ("cuda_repo_key_checksum", "0" * 63, "64 hexadecimal digits"),
-        ("cuda_driver_branch", "580\n", "such as 580"),
-        ("cuda_repo_key_fingerprints", [], "at least one"),
-        ("cuda_repo_key_fingerprints", ["EB693B30"], "40 hexadecimal digits"),
-        ("cuda_repo_key_fingerprints", ["g" * 40], "40 hexadecimal digits"),
-        ("cuda_power_limit_w", -1, "watts"),
-        ("cuda_power_limit_w", "350 W", "watts"),
-        ("cuda_reboot", "later", "null (report and stop), true or false"),
-        ("cuda_nvidia_ml_py_version", "13", "13.615.71"),
-        ("cuda_nvidia_ml_py_version", "", "13.615.71"),
-        ("cuda_venv", "/opt", "at least two folders"),
-        ("cuda_venv", "opt/gpufleet", "absolute path"),
-        ("cuda_venv", "/opt/../etc", "absolute path"),
-        ("cuda_expected_gpus", [{"name": "RTX 4090", "count": 0}], "count below 1"),
-    ],
-)
-def test_a_setting_that_no_host_can_meet_is_named(defaults, name, value, word):
-    (sentence,) = driver_settings.problems({**defaults, name: value})
-    assert sentence.startswith(name)
-    assert word in sentence
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("cuda_driver_branch", "590"),
-        ("cuda_driver_version", "580.95.05"),
-        ("cuda_driver_version", 590.44),  # YAML takes it for a number
-        ("cuda_toolkit", "13-0"),
-        ("cuda_repo_key_checksum", "A0" * 32),
-        ("cuda_repo_key_fingerprints", ["EB69 3B30 35CD 5710 E231  E123 A4B4 6996 3BF8 63CC"]),
-        ("cuda_power_limit_w", "350"),
-        ("cuda_reboot", True),
-        ("cuda_reboot", "no"),
-        ("cuda_expected_gpus", [{"name": "RTX 4090"}, {"name": "A100", "count": "2"}]),
-    ],
-)
-def test_what_a_setting_may_be(defaults, name, value):
-    assert driver_settings.problems({**defaults, name: value}) == []
-
-
-def test_a_mirror_without_tls_needs_a_checksum(defaults):
-    assert driver_settings.problems({**defaults, "cuda_repo_url": "http://a.example.org", "cuda_repo_key_checksum": "a0" * 32}) == []
-
-
-def test_all_settings_that_are_wrong_are_named(defaults):
-    found = driver_settings.problems({**defaults, "cuda_toolkit": "x", "cuda_venv": "/", "cuda_expected_gpus": [{"name": "a", "count": 0}]})
-    assert [sentence.split()[0] for sentence in found] == ["cuda_toolkit", "cuda_venv", "cuda_expected_gpus"]
-
-
-def test_the_role_hands_over_every_setting_that_has_a_rule():
-    text = (REPO / "roles/cuda/vars/main.yml").read_text(encoding="utf-8")
-    handed = set(re.findall(r"'(cuda_\w+)': (\w+)", text.partition("__cuda_settings: >-")[2].partition("\n\n")[0]))
-    assert handed == {(name, name) for name in [*(rule[0] for rule in driver_settings.RULES), "cuda_expected_gpus"]}

@@ -7,14 +7,14 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-module: fleet_look
-short_description: Is a host still what was made of it? One look at everything
+module: fleet_check
+short_description: Check whether a host is still as the roles made it
 version_added: 1.0.0
 description:
-  - Looks at driver, cards, models, memory against the serving plan, units, ports, sandboxes, the guard's books, certificates, backups
-    and every managed file in one round trip, and judges it.
+  - Reads driver, cards, models, memory against the serving plan, units, ports, sandboxes, the guard's state file, certificates, backups
+    and every managed file in one round trip, and judges them.
   - Changes nothing and loads nothing.
-  - The playbook C(gpufleet.llm.verify) makes I(wants) from the roles and is what people use.
+  - The playbook C(gpufleet.llm.verify) makes O(declared) from the roles and is what people use.
 author:
   - The gpufleet.llm maintainers (@gpufleet)
 extends_documentation_fragment:
@@ -24,8 +24,8 @@ options:
     description: What the host is called in the report.
     type: str
     required: true
-  wants:
-    description: What is to be found; its keys are those of the docstring of C(plugins/module_utils/_fleet/verify.py).
+  declared:
+    description: What the roles declare for the host; its keys are those of the docstring of C(plugins/module_utils/_fleet/observe.py).
     type: dict
     required: true
   python:
@@ -35,11 +35,11 @@ options:
 """
 
 EXAMPLES = r"""
-- name: Look at the host once
-  gpufleet.llm.fleet_look:
+- name: Check the host
+  gpufleet.llm.fleet_check:
     host: "{{ inventory_hostname }}"
-    wants: "{{ __verify_wants }}"
-  register: __look
+    declared: "{{ __verify_declared }}"
+  register: __verify_state
 """
 
 RETURN = r"""
@@ -64,14 +64,14 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.common.respawn import has_respawned, respawn_module
 
 from ansible_collections.gpufleet.llm.plugins.module_utils._driver import versions
-from ansible_collections.gpufleet.llm.plugins.module_utils._fleet import verify as fleet_verify
+from ansible_collections.gpufleet.llm.plugins.module_utils._fleet import judge, observe
 
 
 def main():
     module = AnsibleModule(
         argument_spec={
             "host": {"type": "str", "required": True},
-            "wants": {"type": "dict", "required": True},
+            "declared": {"type": "dict", "required": True},
             "python": {"type": "path", "default": "/opt/gpufleet/venv/bin/python"},
         },
         supports_check_mode=True,
@@ -80,10 +80,10 @@ def main():
     if not has_respawned() and os.access(asked["python"], os.X_OK) and asked["python"] != sys.executable:
         respawn_module(asked["python"])
     try:
-        seen = fleet_verify.observe(asked["wants"])
+        state = observe.observe(asked["declared"])
     except versions.DriverError as error:
         module.fail_json(msg=str(error))
-    module.exit_json(changed=False, verified=fleet_verify.judge(asked["host"], seen, asked["wants"]))
+    module.exit_json(changed=False, verified=judge.judge(asked["host"], state, asked["declared"]))
 
 
 if __name__ == "__main__":
