@@ -30,8 +30,6 @@ EXCEPTIONS = {
     "lab/services/ollama_standin.py::_create",
     "lab/services/ollama_standin.py::memory_plan",
     "lab/services/ollama_standin.py::runner_main",
-    "plugins/module_utils/_ollama/declaration.py::_fields",
-    "plugins/modules/gpu_capacity.py::main",
 }
 
 

@@ -90,12 +90,6 @@ def describe(header):
 
     VramError where a key that every model has is missing or absurd.
     """
-    incomplete = header.get("incomplete")
-    if not header["tensors"] and not incomplete:
-        raise VramError(
-            f"{header['source']} has no tensors, so it is a vocabulary or a configuration without a model. Name the"
-            " model's own GGUF."
-        )
     keys = _Keys(header)
     layers, hidden = keys.number("block_count"), keys.number("embedding_length")
     heads = keys.number("attention.head_count", 0)
@@ -121,12 +115,7 @@ def describe(header):
         "unknown": unknown,
         **_weights(header["tensors"], layers, unknown),
     }
-    empty = [index for index, size in enumerate(shape["layer_bytes"]) if not size]
-    if incomplete or empty:
-        unknown["weights"] = (
-            incomplete or f"layers {empty[0]} to {empty[-1]} have no tensors, so a part of it is missing"
-        )
-    shape["incomplete"] = incomplete
+    shape["incomplete"] = _missing(header, shape)
     shape["cache"] = _cache(keys, layers, hidden, heads, unknown)
     rows = shape["cache"] or [{"k": 0, "head_k": 0}]
     shape["query"] = heads * max(row["head_k"] for row in rows)
@@ -137,6 +126,21 @@ def describe(header):
     if reason:
         unknown["compute"] = reason
     return shape
+
+
+def _missing(header, shape):
+    """Why tensors of a header are missing, also noted as unknown weights; None where none are known to be."""
+    incomplete = header.get("incomplete")
+    empty = [index for index, size in enumerate(shape["layer_bytes"]) if not size]
+    if not header["tensors"] and not incomplete:
+        raise VramError(
+            f"{header['source']} has no tensors, so it is a vocabulary or a configuration without a model. Name the"
+            " model's own GGUF."
+        )
+    if incomplete or empty:
+        reason = incomplete or f"layers {empty[0]} to {empty[-1]} have no tensors, so a part of it is missing"
+        shape["unknown"]["weights"] = reason
+    return incomplete
 
 
 class _Keys:
