@@ -52,7 +52,7 @@ options:
         choices: [f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl]
         default: f16
       flash_attention:
-        description: Whether flash attention is on. A quantised KV cache needs it.
+        description: Whether flash attention is on. A quantized KV cache needs it.
         type: bool
         default: true
       num_batch:

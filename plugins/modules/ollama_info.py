@@ -8,12 +8,12 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: ollama_info
-short_description: Look at an Ollama server, its models, and how they compare with what is declared
+short_description: Read an Ollama server, its models, and how they compare with what is declared
 version_added: 1.0.0
 description:
   - Tells the server's version, the models in its store and those in memory, with their digests.
   - Can read the settings that the running service really has, from the environment of its process.
-  - Can compare any number of declared models with the server in one look, so that a play need only touch those that differ.
+  - Can compare any number of declared models with the server by one call, so that a play need only touch those that differ.
 extends_documentation_fragment:
   - gpufleet.llm.ollama
   - gpufleet.llm.attributes.info
@@ -59,7 +59,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Look at the server
+- name: Read the server
   gpufleet.llm.ollama_info:
     unit: ollama.service
   register: server
@@ -254,7 +254,7 @@ def main():
     try:
         entries = [ollama_declared.Entry.of(entry) for entry in params["declared"]]
         service = ollama_service.observe(params["unit"]) if params["unit"] else None
-        told, warnings = look(params, entries, service, must_answer=params["must_answer"] and not module.check_mode)
+        told, warnings = observe(params, entries, service, must_answer=params["must_answer"] and not module.check_mode)
     except (
         ollama_client.OllamaError,
         ollama_declaration.ModelError,
@@ -270,7 +270,7 @@ def main():
     module.exit_json(changed=False, **told)
 
 
-def look(params, entries, service, must_answer):
+def observe(params, entries, service, must_answer):
     """What to return, and warnings."""
     client = ollama_client.Client(params["url"], timeout=params["timeout"])
     try:

@@ -15,7 +15,7 @@ description:
   - Compares what the server holds with what the declaration and its base come to, and creates a model only where they differ.
     A second run changes nothing, and sends nothing but three reads.
   - A model is always built from its base and never from itself, so a parameter that is taken out of the declaration goes from the model.
-    A base that was pulled anew, or an edited Modelfile, is noticed.
+    A base that was pulled again, or an edited Modelfile, is noticed.
   - Checks names and types of parameters itself, in the words of Ollama's own client. The server takes anything, and then fails with each request.
   - Unloads a model before it replaces or deletes it. The server does not, and would keep the old weights in VRAM.
   - Needs nothing on the managed host but Python; it speaks to the server's HTTP API and does not use the C(ollama) command.
@@ -193,7 +193,7 @@ EXAMPLES = r"""
     state: loaded
     keep_alive: -1
 
-- name: Make a model of a file, quantised, with a template of its own
+- name: Make a model of a file, quantized, with a template of its own
   gpufleet.llm.ollama_model:
     name: house-model
     gguf: /srv/models/house-f16.gguf

@@ -35,10 +35,10 @@ options:
     choices: [present, absent]
     default: present
   name:
-    description: Name that the administrator's page shows; needed for a new function.
+    description: Name that the administrator's settings show; needed for a new function.
     type: str
   description:
-    description: Description that the page shows.
+    description: Description that Open WebUI shows.
     type: str
   content:
     description: The function's Python text; needed for a new function.

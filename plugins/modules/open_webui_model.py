@@ -11,7 +11,7 @@ module: open_webui_model
 short_description: Declare what Open WebUI keeps of a model
 version_added: 1.0.0
 description:
-  - Creates, changes and removes Open WebUI's entry for a model - who may use it, what the page offers with it, parameters that it sends.
+  - Creates, changes and removes Open WebUI's entry for a model - who may use it, what Open WebUI offers with it, parameters that it sends.
   - The model itself is another server's, see M(gpufleet.llm.ollama_model); an entry for a model that no server has is shown to nobody.
   - What is not given stays as it is, keys of O(capabilities) and O(params) included.
 author:
@@ -39,10 +39,10 @@ options:
     description: Name of the model that one with settings of its own builds on; left out for the server's model itself.
     type: str
   name:
-    description: Name that the page shows; by default O(id) for a new entry.
+    description: Name that Open WebUI shows; by default O(id) for a new entry.
     type: str
   description:
-    description: Description that the page shows.
+    description: Description that Open WebUI shows.
     type: str
   active:
     description: Whether it can be chosen.
@@ -59,17 +59,17 @@ options:
     elements: str
   capabilities:
     description: >-
-      What the page offers with it, such as C(vision), C(file_upload) or C(builtin_tools), each V(true) or V(false); V(none) takes a key out.
+      What Open WebUI offers with it, such as C(vision), C(file_upload) or C(builtin_tools), each V(true) or V(false); V(none) takes a key out.
     type: dict
   params:
     description: >-
       Parameters that go with each request, title calls included. Leave the context to the Modelfile, as another C(num_ctx) makes Ollama
-      load the model anew; V(none) takes a key out.
+      load the model again; V(none) takes a key out.
     type: dict
 """
 
 EXAMPLES = r"""
-- name: Let every user chat with it, without the page's own tools
+- name: Let every user chat with it, without Open WebUI's own tools
   gpufleet.llm.open_webui_model:
     token: "{{ __session.token }}"
     id: qwen3-14b-4090:latest
