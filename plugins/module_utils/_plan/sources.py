@@ -81,7 +81,8 @@ def _translated(what):
         if error.status is None:
             raise GgufError(str(error)) from error
         advice = STATUS_ADVICE.get(error.status, "try again, or download the file and name it as gguf.")
-        raise GgufError(f"{what}: the server answers HTTP {error.status}; {advice}") from error
+        reason = f" ({error.reason.rstrip('.')})" if error.reason else ""
+        raise GgufError(f"{what}: the server answers HTTP {error.status}{reason}; {advice}") from error
 
 
 def read_url(url, deadline_s=None):
