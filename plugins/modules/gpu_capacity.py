@@ -341,10 +341,11 @@ def header_of(kind, value, client):
 
 
 def header_of_server(answer, name):
-    """The whole header where the server's blob can be read from here (its Modelfile names it), else what the server says."""
-    blob = re.search(r"^FROM (/\S+)$", answer.get("modelfile", ""), re.MULTILINE)
-    if blob and os.access(blob[1], os.R_OK):
-        return {**plan_sources.read_file(blob[1]), "source": f"{name} (Ollama server)"}
+    """The whole header where the server's blobs can be read from here (its Modelfile names them), else what the server says."""
+    blobs = re.findall(r"^FROM (/\S+)$", answer.get("modelfile", ""), re.MULTILINE)
+    if blobs and os.access(blobs[0], os.R_OK):
+        adapters = re.findall(r"^ADAPTER (/\S+)$", answer["modelfile"], re.MULTILINE)
+        return {**plan_sources.read_blobs(blobs, adapters), "source": f"{name} (Ollama server)"}
     return plan_given.from_show(answer, name)
 
 

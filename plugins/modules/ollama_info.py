@@ -59,7 +59,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Look at the server
+- name: Read the server
   gpufleet.llm.ollama_info:
     unit: ollama.service
   register: server
@@ -254,7 +254,7 @@ def main():
     try:
         entries = [ollama_declared.Entry.of(entry) for entry in params["declared"]]
         service = ollama_service.observe(params["unit"]) if params["unit"] else None
-        told, warnings = look(params, entries, service, must_answer=params["must_answer"] and not module.check_mode)
+        told, warnings = observe(params, entries, service, must_answer=params["must_answer"] and not module.check_mode)
     except (
         ollama_client.OllamaError,
         ollama_declaration.ModelError,
@@ -270,7 +270,7 @@ def main():
     module.exit_json(changed=False, **told)
 
 
-def look(params, entries, service, must_answer):
+def observe(params, entries, service, must_answer):
     """What to return, and warnings."""
     client = ollama_client.Client(params["url"], timeout=params["timeout"])
     try:

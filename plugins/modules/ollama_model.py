@@ -193,7 +193,7 @@ EXAMPLES = r"""
     state: loaded
     keep_alive: -1
 
-- name: Make a model of a file, quantised, with a template of its own
+- name: Make a model of a file, quantized, with a template of its own
   gpufleet.llm.ollama_model:
     name: house-model
     gguf: /srv/models/house-f16.gguf

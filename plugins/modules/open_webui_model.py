@@ -69,7 +69,7 @@ options:
 """
 
 EXAMPLES = r"""
-- name: Let every user chat with it, without the page's own tools
+- name: Let every user chat with it, without Open WebUI's own tools
   gpufleet.llm.open_webui_model:
     token: "{{ __session.token }}"
     id: qwen3-14b-4090:latest

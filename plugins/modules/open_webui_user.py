@@ -136,7 +136,7 @@ def apply(client, asked, check_mode):
         "changed": bool(differences),
         "differences": differences,
         "user": wanted,
-        "diff": show(observed, {**wanted, "password": "set anew"} if observed and "password" in differences else wanted),
+        "diff": show(observed, {**wanted, "password": "a new one"} if observed and "password" in differences else wanted),
     }
 
 
@@ -152,7 +152,7 @@ def act(client, asked, observed, wanted, differences):
 
 
 def show(before, after):
-    """Before and after for --diff; that a password is set anew, never which."""
+    """Before and after for --diff; that the password is a new one, never which."""
     text = ["".join(f"{key}: {user[key]}\n" for key in ("email", "name", "role", "password") if key in user) if user else "" for user in (before, after)]
     return {"before": text[0], "after": text[1]}
 

@@ -149,7 +149,7 @@ def _look(asked, wanted):
 
 
 def _text(path, check_mode):
-    """Text of the list; None without one, and in check mode where it has not been laid down yet."""
+    """Text of the list; None without one, and in check mode where it has not been written so far."""
     if path is None or (check_mode and not os.path.exists(path)):
         return None
     try:
