@@ -92,7 +92,7 @@ def test_the_limits_are_counted():
 ELSEWHERE = re.compile(r"\bfacts/[a-z_]+\.md|house-style|\bissue [0-9]{1,2}\b")
 PATH = re.compile(
     r"(?:(?<![\w/.{}-])|blob/main/)((?:bench|docs|inventory|lab|molecule|playbooks|plugins|requirements|roles|tests|tools)"
-    r"/[\w/.-]*\w\.(?:md|py|yml|js|c|svg|txt))\b(?!\.j2)"
+    r"/[\w/.-]*\w\.(?:md|py|yml|js|c|svg|txt))\b(?!\.\w)"
 )
 TEXTS = ("plugins", "roles", "playbooks", "lab", "molecule", "bench", "tests", "tools", "docs", "inventory")
 
