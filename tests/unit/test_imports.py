@@ -142,3 +142,18 @@ def test_the_diagram_of_the_packages_shows_the_table():
 @pytest.mark.parametrize("path", sorted(path.relative_to(REPO).as_posix() for kind in PLUGINS for path in (REPO / "plugins" / kind).glob("*.py")))
 def test_every_plugin_finds_what_it_imports(path):
     importlib.import_module(f"ansible_collections.gpufleet.llm.{path.removesuffix('.py').replace('/', '.')}")
+
+
+def test_the_map_of_questions_names_every_package_and_files_that_exist():
+    """A bare `name.py` is of the package that was named last in its row."""
+    text = (REPO / "docs/development/README.md").read_text(encoding="utf-8")
+    rows = text.partition("In `plugins/module_utils`:")[2].partition("A package imports from")[0].splitlines()
+    named = []
+    for row in rows:
+        folder = ""
+        for place, name in re.findall(r"`((?:[\w.]+/)*)([\w.]+\.py)`", row):
+            folder = place or folder
+            named.append(name if name.startswith("_") else folder + name)
+    lost = [name for name in named if not (ROOT / name).exists() and not (REPO / name).exists()]
+    assert (lost, len(named) > 40) == ([], True)
+    assert {package for package in MAY_IMPORT if not any(name.startswith(package) for name in named)} == {"_stats"}
