@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT / ".collections"))
 
 from ansible_collections.gpufleet.llm.plugins.module_utils._host import programs  # noqa: E402
 
-PAGE = ROOT / "docs" / "measurements" / "vram_guard_bench.md"
+REPORT = ROOT / "docs" / "measurements" / "vram_guard_bench.md"
 RUNS = 40
 CPU_LIMIT_MS, RSS_LIMIT_MIB = 60.0, 25.0
 MIB = 1024 * 1024
@@ -195,7 +195,7 @@ def main(argv):
             raise SystemExit(f"the tick that was measured did not see what it should: {last}")
     results = {name: summary(figures) for name, figures in rows.items()}
     names = {
-        "guard": "a tick of vram-guard (NVML, processes, two API calls, plan, books, metrics; the kernel log once a minute)",
+        "guard": "a tick of vram-guard (NVML, processes, two API calls, plan, state file, metrics; the kernel log once a minute)",
         "web": f"the loop of the web, once (python + {'a small stand-in for nvidia-smi' if smi == 'smi' else smi})",
         "python": "python that does nothing (`-I -S -c pass`)",
     }
@@ -214,7 +214,7 @@ def main(argv):
             "the lab's NVML simulator in place of a driver. On a real card NVML's own initialisation comes on top: tens of "
             "milliseconds with the persistence daemon, seconds without (predicted, facts of the vendor's documentation).\n\n"
         )
-        PAGE.write_text(head + text + "\n", encoding="utf-8")
+        REPORT.write_text(head + text + "\n", encoding="utf-8")
     middle, _most, rss = results["guard"]
     if middle > CPU_LIMIT_MS or rss > RSS_LIMIT_MIB:
         limits = f"{CPU_LIMIT_MS:.0f} ms and {RSS_LIMIT_MIB:.0f} MiB"

@@ -16,7 +16,7 @@ from ansible_collections.gpufleet.llm.plugins.plugin_utils import role_options
 class ActionModule(ActionBase):
     """Runs on the controller; never opens a connection to the host."""
 
-    _VALID_ARGS = frozenset(("role", "others", "bounds", "facts"))
+    _VALID_ARGS = frozenset(("role", "others", "bounds"))
     TRANSFERS_FILES = False
 
     def run(self, tmp=None, task_vars=None):
@@ -26,7 +26,6 @@ class ActionModule(ActionBase):
                 "role": {"type": "str", "required": True},
                 "others": {"type": "list", "elements": "str", "default": []},
                 "bounds": {"type": "dict", "default": {}},
-                "facts": {"type": "list", "elements": "str", "default": []},
             }
         )[1]
         role, variables = args["role"], task_vars or {}
@@ -34,7 +33,7 @@ class ActionModule(ActionBase):
             known = role_options.options(self._loader, role)
         except role_options.RoleError as error:
             raise AnsibleActionFail(str(error)) from error
-        unknown = _unknown(role, variables, args["others"], known | set(args["facts"]))
+        unknown = _unknown(role, variables, args["others"], known)
         problems = [_sentence(name, known, role) for name in unknown]
         for name, bound in args["bounds"].items():
             if name in variables:
@@ -49,8 +48,9 @@ class ActionModule(ActionBase):
 
 
 def _unknown(role, variables, others, known):
-    """Variables that begin like the role's and are none of its options."""
-    longer = tuple(f"{name}_" for name in others)
+    """Variables that begin like the role's and are neither options nor facts that it publishes."""
+    # ROLE_found_X: what it found on the host; ROLE_owned: what it owns there.
+    longer = (f"{role}_found_", f"{role}_owned", *(f"{name}_" for name in others))
     return sorted(name for name in variables if name.startswith(f"{role}_") and not name.startswith(longer) and name not in known)
 
 

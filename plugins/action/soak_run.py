@@ -1,7 +1,7 @@
 # Copyright (c) 2026, gpufleet.llm maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Controller side of gpufleet.llm.soak_run: lay the program down, run it as a unit, show its progress, fetch its measure, clean up."""
+"""Controller side of gpufleet.llm.soak_run: install the program, run it as a unit, show its progress, fetch its measure, clean up."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class ActionModule(ActionBase):
     def _start(self, folder, args):
         quoted = shlex.quote(folder)
         data = base64.b64encode(archive(args["config"]))
-        self._sh(f"base64 -d | tar -xzf - -C {quoted}", "lay down the program", data=data)
+        self._sh(f"base64 -d | tar -xzf - -C {quoted}", "write the program", data=data)
         command = (
             f"systemd-run --quiet --collect --unit={UNIT} --property=WorkingDirectory={quoted} --property=TimeoutStopSec=45 --property=KillMode=mixed"
             f" --property=StandardOutput=null --property=StandardError=append:{quoted}/stderr"

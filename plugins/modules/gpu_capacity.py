@@ -400,66 +400,77 @@ def write(module, path, plan):
     return {"changed": changed, "diff": {"before_header": path, "after_header": path, "before": before, "after": after if changed else before}}
 
 
-def main():
-    module = AnsibleModule(
-        argument_spec={
-            "models": {
-                "type": "list",
-                "elements": "dict",
-                "required": True,
-                "options": MODEL,
-                "mutually_exclusive": [SOURCES],
-                "required_one_of": [SOURCES],
-            },
-            "gpus": {"type": "list", "elements": "dict", "options": CARD},
-            "gpus_if_unreadable": {"type": "list", "elements": "dict", "options": CARD},
-            "method": {"type": "str", "default": "auto", "choices": ["auto", "formula", "dry_run"]},
-            "engine": {"type": "path", "default": "/opt/ollama/current/lib/ollama"},
-            "engine_environment": {"type": "dict", "default": {}},
-            "engine_user": {"type": "str", "default": "ollama"},
-            "engine_build": {"type": "int"},
-            "reserve_mib": {"type": "int", "default": 1024},
-            "max_loaded_models": {"type": "int", "default": 1},
-            "state": {"type": "str", "default": "planned", "choices": ["planned", "asserted"]},
-            "write_to": {"type": "path"},
-            "server_url": {"type": "str", "default": ollama_client.DEFAULT_URL},
-            "venv": {"type": "path", "default": "/opt/gpufleet/venv"},
-        },
-        supports_check_mode=True,
-    )
-    asked = module.params
-    result = {"changed": False}
-    try:
-        cards, unreadable = cards_of(module)
-        client = ollama_client.Client(asked["server_url"], timeout=30)
-        headers = []
-        models = [model_of(given, client, headers) for given in asked["models"]]
-        engine = None if asked["method"] == "formula" else plan_dry_run.find(asked["engine"], asked["engine_environment"], asked["engine_user"])
-        if asked["method"] == "dry_run" and engine is None:
-            module.fail_json(
-                msg=f"method=dry_run needs llama-server in engine={asked['engine']}, and it is not there."
-                " Install Ollama (role gpufleet.llm.ollama) or use method=formula."
-            )
-        plan = plan_make.make(
-            models,
-            cards or [],
-            reserve_mib=asked["reserve_mib"],
-            max_loaded_models=asked["max_loaded_models"],
-            build=asked["engine_build"] or (engine and engine["build"]),
-            dry_run=engine and cards and dry_runs(module, engine),
+ARGUMENTS = {
+    "models": {
+        "type": "list",
+        "elements": "dict",
+        "required": True,
+        "options": MODEL,
+        "mutually_exclusive": [SOURCES],
+        "required_one_of": [SOURCES],
+    },
+    "gpus": {"type": "list", "elements": "dict", "options": CARD},
+    "gpus_if_unreadable": {"type": "list", "elements": "dict", "options": CARD},
+    "method": {"type": "str", "default": "auto", "choices": ["auto", "formula", "dry_run"]},
+    "engine": {"type": "path", "default": "/opt/ollama/current/lib/ollama"},
+    "engine_environment": {"type": "dict", "default": {}},
+    "engine_user": {"type": "str", "default": "ollama"},
+    "engine_build": {"type": "int"},
+    "reserve_mib": {"type": "int", "default": 1024},
+    "max_loaded_models": {"type": "int", "default": 1},
+    "state": {"type": "str", "default": "planned", "choices": ["planned", "asserted"]},
+    "write_to": {"type": "path"},
+    "server_url": {"type": "str", "default": ollama_client.DEFAULT_URL},
+    "venv": {"type": "path", "default": "/opt/gpufleet/venv"},
+}
+
+
+def engine_of(asked):
+    """The engine for dry runs, or None; PlanError where it is needed and missing."""
+    if asked["method"] == "formula":
+        return None
+    engine = plan_dry_run.find(asked["engine"], asked["engine_environment"], asked["engine_user"])
+    if asked["method"] == "dry_run" and engine is None:
+        raise plan_cards.PlanError(
+            f"method=dry_run needs llama-server in engine={asked['engine']}, and it is not there."
+            " Install Ollama (role gpufleet.llm.ollama) or use method=formula."
         )
-    except ERRORS as error:
-        module.fail_json(msg=str(error))
+    return engine
+
+
+def make_plan(module, models, cards, unreadable):
+    """The plan, with what could not be read among its warnings."""
+    asked, engine = module.params, engine_of(module.params)
+    plan = plan_make.make(
+        models,
+        cards or [],
+        reserve_mib=asked["reserve_mib"],
+        max_loaded_models=asked["max_loaded_models"],
+        build=asked["engine_build"] or (engine and engine["build"]),
+        dry_run=engine and cards and dry_runs(module, engine),
+    )
     if unreadable:
         plan["warnings"].append(f"{unreadable} Planned for the cards in gpus_if_unreadable." if cards else unreadable)
     if cards is None:
         plan["fits"] = None
+    return plan
+
+
+def main():
+    module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
+    asked = module.params
+    try:
+        cards, unreadable = cards_of(module)
+        client, headers = ollama_client.Client(asked["server_url"], timeout=30), []
+        models = [model_of(given, client, headers) for given in asked["models"]]
+        plan = make_plan(module, models, cards, unreadable)
+    except ERRORS as error:
+        module.fail_json(msg=str(error))
     if asked["method"] == "dry_run" and plan["method"] != "dry_run":
         module.fail_json(msg=f"The dry run could not be had. {' '.join(plan['warnings'])}", plan=plan)
-    result["plan"] = plan
-    result["sources"] = [
-        {"name": model["name"], **{key: model["header"][key] for key in ("source", "bytes_read", "requests", "file_bytes")}} for model in models
-    ]
+    read = ("source", "bytes_read", "requests", "file_bytes")
+    sources = [{"name": model["name"], **{key: model["header"][key] for key in read}} for model in models]
+    result = {"changed": False, "plan": plan, "sources": sources}
     for warning in plan["warnings"]:
         module.warn(warning)
     faults = plan["errors"] + plan["problems"]

@@ -54,7 +54,7 @@ options:
     elements: dict
     default: []
   limits:
-    description: Limits of the verdicts that differ from the defaults; a null tells and does not judge. docs/guides/soak.md lists them.
+    description: Limits of the verdicts that differ from the defaults; a null reports and does not judge. docs/guides/soak.md lists them.
     type: dict
     default: {}
   dest:

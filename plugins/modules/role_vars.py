@@ -12,6 +12,7 @@ short_description: Refuse variables that a role does not know or cannot use
 version_added: 1.0.0
 description:
   - Every variable of the host that starts with the role's name and an underscore has to be an option in the role's C(meta/argument_specs.yml).
+  - Names with C(found) after the role's name are facts that the role publishes, not settings.
   - Role argument validation refuses wrong types, but it does not see a misspelt name. This module does.
   - With O(bounds), every value that is out of its bounds is named by itself.
   - It runs on the controller and opens no connection to the host.
@@ -35,11 +36,6 @@ options:
     required: true
   others:
     description: Longer names of other roles that begin with the same word, whose variables are not this role's.
-    type: list
-    elements: str
-    default: []
-  facts:
-    description: Facts that the role sets for playbooks, which are no options.
     type: list
     elements: str
     default: []

@@ -11,7 +11,7 @@ module: soak_run
 short_description: Put a load on a host's model server, and measure the host meanwhile
 version_added: 1.0.0
 description:
-  - Lays the program of the soak test into a folder of its own, runs it there as the transient unit C(gpufleet-soak.service),
+  - Writes the program of the soak test into a folder of its own, runs it there as the transient unit C(gpufleet-soak.service),
     shows its progress line by line, fetches what it measured, and removes the folder.
   - When the play is interrupted the test is stopped in an orderly way, and what it measured so far is fetched.
   - A crash of the server, an error, a lost card are results, not failures of this module.
@@ -43,7 +43,7 @@ options:
     type: path
     required: true
   poll_s:
-    description: Seconds between two looks at the progress.
+    description: Seconds between two reads of the progress.
     type: float
     default: 2.0
 """

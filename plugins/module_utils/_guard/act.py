@@ -18,7 +18,7 @@ import stat
 import subprocess
 import time
 
-from .._gpu import nvml
+from .._host.processes import describe
 from . import files
 from .actions import request_path
 from .files import GuardError, is_kind
@@ -102,14 +102,14 @@ def end_process(request, config):
 
 
 def _as_its_user(pid, config):
-    """Become the server's user and describe the process: ``describe_process()`` with start and kind."""
-    seen = nvml.describe_process(pid)
+    """Become the server's user and describe the process: ``describe()`` with start and kind."""
+    seen = describe(pid)
     user = account(config["user"])
     if user is not None:
         # From here on the kernel, too, lets it touch no other user's process.
         # The kernel names the program to that user, or to root where the unit has a user namespace.
         become(user.pw_uid, user.pw_gid)
-        seen["exe"] = seen["exe"] or nvml.describe_process(pid)["exe"]
+        seen["exe"] = seen["exe"] or describe(pid)["exe"]
     return dict(seen, start=process_stat(pid)["start"], kind=kind_of(seen["comm"], arguments(pid)))
 
 

@@ -12,14 +12,14 @@ import os
 
 from . import policy, state
 from .act import become
-from .files import GuardError, read_text, write_text
+from .files import GuardError, write_text
 from .report import publish, totals
 
 
 def status_text(config, clock):
     """What `vram-guard status` prints."""
     path = state.path_of(config)
-    text = read_text(path)
+    text = state.read(path)
     if text is None:
         return "vram-guard has not run yet: `systemctl status vram-guard.timer` says when it will."
     history, now, _step, trouble = state.parse_state(text, clock)
@@ -100,7 +100,7 @@ def rules_text(settings):
 def lift_fence(config, clock):
     """Remove the fence; root, or the guard's own user, which the calling process is from then on, for good."""
     path = state.path_of(config)
-    text = read_text(path)
+    text = state.read(path)
     history, now, _step, trouble = state.parse_state(text, clock)
     if text is None or trouble:
         reason = trouble or "vram-guard has not run yet"

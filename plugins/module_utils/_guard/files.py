@@ -3,13 +3,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 
 # Private to the collection gpufleet.llm: no stable interface for others.
-"""Files: what the guard is told (its configuration, the serving plan), and how it reads and replaces any of them."""
+"""Files: what others write for the guard (its configuration, the serving plan), and how it replaces one of its own."""
 
 from __future__ import annotations
 
 import json
 import os
 
+from .._host.files import read_text
 from . import policy
 
 CONFIG_PATH = "/etc/gpufleet/vram-guard.json"
@@ -32,15 +33,6 @@ CONFIG_DEFAULTS = {
 
 class GuardError(Exception):
     """Something that the guard cannot work with; the text is fit for an operator."""
-
-
-def read_text(path, limit=SIZE_LIMIT):
-    """The file's text, None where there is none; what is too long or no UTF-8 comes back damaged, not as an error."""
-    try:
-        with open(path, "rb") as handle:
-            return handle.read(limit).decode("utf-8", "replace")
-    except FileNotFoundError:
-        return None
 
 
 def write_text(path, text, mode=0o644):
@@ -123,7 +115,7 @@ def full_name(name):
 def read_plan(path):
     """{state: ok | absent | invalid, detail, models: {name: MiB}} of the serving plan, as gpu_capacity writes it."""
     try:
-        text = read_text(path)
+        text = read_text(path, SIZE_LIMIT)
         if text is None:
             return {"state": "absent", "detail": f"no {path}", "models": {}}
         plan = json.loads(text)
@@ -142,7 +134,7 @@ def drained():
     A flag that cannot be read is taken for somebody else's: the guard's own is readable to all.
     """
     try:
-        text = read_text(DRAIN_FLAG)
+        text = read_text(DRAIN_FLAG, SIZE_LIMIT)
     except OSError:
         return True
     return text is not None and not text.startswith(OWN_DRAIN)

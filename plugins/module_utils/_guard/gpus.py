@@ -7,24 +7,23 @@
 
 from __future__ import annotations
 
-import os
-
-from .files import read_text
+from .._host.files import text_or_none
+from .._host.processes import ticks_per_second
 
 
 def ask_nvml():
-    """A sample of ``_gpu.nvml``, by the library itself.
+    """A sample of ``_gpu``, by the library itself.
 
     Not by pynvml, which costs as much as the rest of a tick: it makes 171 structures when it is imported. So the
     guard needs no package beside its Python, and none that an upgrade could break.
     """
-    from .._gpu import nvml
+    from .._gpu import client, library
 
-    return nvml.read(nvml.BareLibrary("libnvidia-ml.so.1"), "libnvidia-ml")
+    return client.read(library.Library("libnvidia-ml.so.1"), "libnvidia-ml")
 
 
 def read_gpus(sample):
-    """({state, detail} of NVML, [gpu]): the "nvml" and "gpus" parts of a sample from that of ``_gpu.nvml.sample()``."""
+    """({state, detail} of NVML, [gpu]): the "nvml" and "gpus" parts of a sample from that of ``_gpu``."""
     gpus, trouble = [], []
     for gpu in sample["gpus"]:
         sizes = (gpu["total_mib"], gpu["used_mib"], gpu["free_mib"])
@@ -52,14 +51,14 @@ def name_of(gpu):
     return gpu["uuid"] or f"index-{gpu['index']}"
 
 
-def read_processes(sample, user, read=read_text):
+def read_processes(sample, user):
     """The "processes" part of a sample: one entry per card and process."""
     owner = account(user)
     found = []
     for gpu in sample["gpus"]:
         for process in gpu["processes"] or []:
-            stat = process_stat(process["pid"], read)
-            argv = arguments(process["pid"], read)
+            stat = process_stat(process["pid"])
+            argv = arguments(process["pid"])
             found.append(
                 {
                     "pid": process["pid"],
@@ -80,13 +79,6 @@ def read_processes(sample, user, read=read_text):
     return found
 
 
-def _try(read, path):
-    try:
-        return read(path)
-    except OSError:
-        return None
-
-
 def account(user):
     """The user's entry in the password database (pwd.struct_passwd), None where there is no such user."""
     import pwd
@@ -97,19 +89,19 @@ def account(user):
         return None
 
 
-def arguments(pid, read=read_text):
+def arguments(pid, proc="/proc"):
     """The words of a process's command line; [""] where it is gone."""
-    return (_try(read, f"/proc/{pid}/cmdline") or "").split("\0")
+    return (text_or_none(f"{proc}/{pid}/cmdline") or "").split("\0")
 
 
-def process_stat(pid, read=read_text):
+def process_stat(pid, proc="/proc"):
     """{state, start, cpu_s} of /proc/PID/stat: state letter, start in ticks after boot (0 unknown), CPU seconds."""
-    text = _try(read, f"/proc/{pid}/stat") or ""
+    text = text_or_none(f"{proc}/{pid}/stat") or ""
     # The name in brackets may hold anything; what follows the last bracket starts at field 3 (man proc).
     fields = text.rpartition(")")[2].split()
     if len(fields) < 20:
         return {"state": None, "start": 0, "cpu_s": None}
-    cpu = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    cpu = (int(fields[11]) + int(fields[12])) / ticks_per_second()
     return {"state": fields[0].upper(), "start": int(fields[19]), "cpu_s": cpu}
 
 
@@ -121,7 +113,7 @@ def kind_of(comm, argv):
 
 
 def port_of(argv):
-    """The port that a runner was told to listen on, None where it was told none."""
+    """The port that a runner's command line names, None where it names none."""
     for index, word in enumerate(argv[:-1]):
         if word == "--port" and argv[index + 1].isdigit():
             return int(argv[index + 1]) or None

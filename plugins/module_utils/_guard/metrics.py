@@ -10,11 +10,10 @@ from __future__ import annotations
 import json
 import os
 
+from .._gpu.memory import MIB
 from . import policy
 from .files import write_text
 from .report import draining, say
-
-MIB = 1024 * 1024
 
 
 def write_metrics(folder, history, summary, clock):

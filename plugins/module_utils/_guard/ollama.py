@@ -16,12 +16,12 @@ import _socket
 import json
 import time
 
+from .._gpu.memory import MIB
 from .files import SIZE_LIMIT, full_name
 
 HTTP_TIMEOUT_S = 5.0
 HEALTH_TIMEOUT_S = 2.0
 REST_STEP_S = 0.25
-MIB = 1024 * 1024
 _DIGITS = str.maketrans("012345678", "999999999")
 
 

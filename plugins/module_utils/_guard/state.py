@@ -11,8 +11,9 @@ import json
 import os
 import time
 
+from .._host.files import read_text
 from . import policy
-from .files import GuardError, is_kind, read_text, write_text
+from .files import SIZE_LIMIT, GuardError, is_kind, write_text
 
 STATE_VERSION = 2
 
@@ -30,6 +31,14 @@ def clocks():
     except OSError:
         boot = ""
     return {"wall": time.time(), "mono": time.clock_gettime(time.CLOCK_BOOTTIME), "boot": boot}
+
+
+def read(path):
+    """The state file's text, None where there is none.
+
+    OSError where it is there and cannot be read: a guard that took that for none would begin with fresh budgets.
+    """
+    return read_text(path, SIZE_LIMIT)
 
 
 def parse_state(text, clock):
@@ -198,7 +207,7 @@ def save(path, history, clock, last):
 def last_of(path):
     """What the last tick left for people and metrics; {} where that cannot be read (it decides nothing)."""
     try:
-        last = json.loads(read_text(path) or "{}").get("last")
+        last = json.loads(read(path) or "{}").get("last")
     except (ValueError, AttributeError, RecursionError):
         return {}
     return last if isinstance(last, dict) else {}

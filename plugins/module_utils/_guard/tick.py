@@ -11,7 +11,7 @@ import json
 import os
 
 from . import policy, state
-from .files import drained, read_plan, read_text
+from .files import drained, read_plan
 from .gpus import ask_nvml, read_gpus, read_processes
 from .ollama import ask_ollama, await_rest, probe, under_way
 from .report import journal_record, priority, publish, say, totals, worth_saying
@@ -62,7 +62,7 @@ def tick(config, dry_run=False, nvml=None, clock=None, out=None):
     clock = clock or state.clocks()
     path, mode = state.path_of(config), config["mode"]
     acts = mode == "act" and not dry_run
-    before, now, step, trouble = state.parse_state(read_text(path), clock)
+    before, now, step, trouble = state.parse_state(state.read(path), clock)
     if trouble and not dry_run:
         os.replace(path, os.path.join(config["state_dir"], "state.bad.json"))
     last = state.last_of(path)

@@ -144,73 +144,49 @@ def _extension(value: Any, where: str, base: str | None, quantize: Any) -> Exten
     return found
 
 
+_OWN = ("template", "system", "license", "messages", "adapter", "renderer", "parser", "requires")
+
+
 def _fields(given: dict[str, Any], folder: str) -> dict[str, Any]:
     """The options with a Modelfile's taken in; parameters of the options win over the Modelfile's."""
-    fields = {
-        key: given.get(key)
-        for key in (
-            "from",
-            "parameters",
-            "template",
-            "system",
-            "license",
-            "messages",
-            "adapter",
-            "renderer",
-            "parser",
-            "requires",
-        )
-    }
+    fields = {key: given.get(key) for key in ("from", "parameters", *_OWN)}
     fields["files"] = [given["gguf"]] if given.get("gguf") else []
-    text = given.get("modelfile")
-    if text is None:
+    if given.get("modelfile") is None:
         if fields["from"] and fields["files"]:
             raise ModelError(
                 f"Model {given['name']}: `from` and `gguf` are both given; a model starts from one of them."
             )
         return fields
-    clash = sorted(
-        key
-        for key in (
-            "from",
-            "gguf",
-            "template",
-            "system",
-            "license",
-            "messages",
-            "adapter",
-            "renderer",
-            "parser",
-            "requires",
-        )
-        if given.get(key)
-    )
+    clash = sorted(key for key in ("from", "gguf", *_OWN) if given.get(key))
     if clash:
         raise ModelError(
-            f"Model {given['name']}: a Modelfile and {', '.join(clash)} are given; say each thing in one place "
-            "(parameters may stand in both)."
+            f"Model {given['name']}: a Modelfile and {', '.join(clash)} are given; say each thing in one place"
+            " (parameters may stand in both)."
         )
-    declared = modelfile.declaration(text)
+    declared = modelfile.declaration(given["modelfile"])
     if declared.get("draft"):
         raise ModelError(
             f"Model {given['name']}: its Modelfile has DRAFT, which this collection does not manage; take the line out."
         )
-    sources = declared.pop("from")
-    paths = [_path(source, folder) for source in sources]
-    if all(paths):
-        fields["files"] = paths
-    elif len(sources) == 1:
-        fields["from"] = sources[0]
-    else:
-        raise ModelError(
-            f"Model {given['name']}: its Modelfile has several FROM lines and not all are paths of GGUF files (a path "
-            "starts with / or ./)."
-        )
+    fields.update(_source(given["name"], declared.pop("from"), folder))
     for key, value in declared.items():
         fields[key] = {**value, **(given.get("parameters") or {})} if key == "parameters" else value
     if fields.get("adapter"):
         fields["adapter"] = _path(fields["adapter"], folder) or os.path.join(folder, fields["adapter"])
     return fields
+
+
+def _source(name: str, sources: list[str], folder: str) -> dict[str, Any]:
+    """What the FROM lines of a Modelfile come to: {files} or {from}."""
+    paths = [_path(source, folder) for source in sources]
+    if all(paths):
+        return {"files": paths}
+    if len(sources) == 1:
+        return {"from": sources[0]}
+    raise ModelError(
+        f"Model {name}: its Modelfile has several FROM lines and not all are paths of GGUF files (a path starts with /"
+        " or ./)."
+    )
 
 
 def _path(source: str, folder: str) -> str | None:

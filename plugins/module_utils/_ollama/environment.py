@@ -116,6 +116,15 @@ def render(settings, extra=None):
     return dict(sorted(rendered.items()))
 
 
+def problems(extra, settings):
+    """What is wrong with ``ollama_environment`` beside the role's settings, a sentence each; [] where nothing is."""
+    try:
+        render(settings, extra)
+    except EnvError as error:
+        return [str(error)]
+    return []
+
+
 def check_key(key):
     """Raise EnvError unless the server, its engine or its runtime reads the key."""
     if key in SERVER_KEYS:

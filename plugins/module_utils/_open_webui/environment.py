@@ -89,37 +89,50 @@ def text_of(value):
     return "" if value is None else str(value)
 
 
-def render(settings, extra, owned=(), release=names.RELEASE):
+def render(settings, extra, owned=(), release=names.RELEASE, secret=False):
     """{name: text} of the settings with the operator's own variables on top.
 
-    EnvError for what cannot be meant; it never has a value in it.
-
     ``owned``: names that the role sets from variables of its own, with what to set; they must not be set behind its
-    back.
+    back. ``secret``: whether it is the secret environment, where credentials belong. EnvError for what cannot be
+    meant; it never has a value in it.
     """
     for name, value in extra.items():
-        check_name("open_webui_environment", name, owned, release)
-        if is_secret(name):
-            raise EnvError(
-                f"open_webui_environment has {name}, which is a secret; put it into open_webui_secret_environment."
-            )
-        if carries_credentials(value) or (PROXY_KEY.fullmatch(name) and "@" in str(value)):
-            raise EnvError(
-                f"open_webui_environment has {name}, whose value carries credentials; put it into "
-                "open_webui_secret_environment."
-            )
+        if secret:
+            check_name("open_webui_secret_environment", name, owned, release)
+        else:
+            _check_public(name, value, owned, release)
     for name, value in settings.items():
-        if carries_credentials(value):
+        if carries_credentials(value) and not secret:
             what = dict(owned).get(name, f"correct {name}")
             raise EnvError(f"{name} would carry credentials, and a diff shows it; {what} to a value that has none.")
     return {name: text_of(value) for name, value in {**settings, **extra}.items()}
 
 
-def render_secrets(extra, owned=(), release=names.RELEASE):
-    """{name: text} of the operator's secret variables; EnvError names keys only, never a value."""
-    for name in extra:
-        check_name("open_webui_secret_environment", name, owned, release)
-    return {name: text_of(value) for name, value in extra.items()}
+def _check_public(name, value, owned, release):
+    check_name("open_webui_environment", name, owned, release)
+    to_do = "put it into open_webui_secret_environment."
+    if is_secret(name):
+        raise EnvError(f"open_webui_environment has {name}, which is a secret; {to_do}")
+    if carries_credentials(value) or (PROXY_KEY.fullmatch(name) and "@" in str(value)):
+        raise EnvError(f"open_webui_environment has {name}, whose value carries credentials; {to_do}")
+
+
+def problems(extra, settings, owned=(), release=names.RELEASE):
+    """What is wrong with ``open_webui_environment`` or the role's settings, a sentence each; [] where nothing is."""
+    return _problems(settings, extra, owned, release, secret=False)
+
+
+def secret_problems(extra, owned=(), release=names.RELEASE):
+    """What is wrong with ``open_webui_secret_environment``, a sentence each; names keys only, never a value."""
+    return _problems({}, extra, owned, release, secret=True)
+
+
+def _problems(settings, extra, owned, release, secret):
+    try:
+        render(settings, extra, owned, release, secret)
+    except EnvError as error:
+        return [str(error)]
+    return []
 
 
 def parse(text):

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 
-from .._guard.files import read_text
+from .._host.files import read_text
 
 
 class RunFiles:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import os
 import threading
 
-from .._gpu import nvml as gpu_nvml
-from .._guard.gpus import kind_of, process_stat
+from .._gpu.memory import MIB
+from .._guard.gpus import arguments, kind_of, process_stat
+from .._host.files import text_or_none
+from .._host.processes import unit_of_pid
 
 YOUNG_S = 3.0  # a process may still be moved to another unit
 PAGE = os.sysconf("SC_PAGE_SIZE")
-MIB = 1024 * 1024
 RUNNER_NAMES = frozenset(("llama-server", "ollama", "ollama-runner", "ollama_llama_se"))
 
 
@@ -49,7 +50,7 @@ class Processes:
         if known and (known[0] in ("server", "runner") or (known[0] == "stranger" and now - known[2] > YOUNG_S)):
             return known
         first = known[2] if known else now
-        if gpu_nvml.unit_of(self._read(pid, "cgroup") or "", self._read("1", "cgroup") or "") != self.unit:
+        if unit_of_pid(pid, self.proc) != self.unit:
             self._known[pid] = ("stranger", 0, first, None, None)
         else:
             self._known[pid] = self._of_the_unit(pid, first)
@@ -57,27 +58,20 @@ class Processes:
 
     def _of_the_unit(self, pid, first):
         """What a process of the unit is: server, runner, or other, which may become a runner at any time."""
-        comm = (self._read(pid, "comm") or "").strip()
+        comm = (text_or_none(f"{self.proc}/{pid}/comm") or "").strip()
         if comm in RUNNER_NAMES:
-            argv = (self._read(pid, "cmdline") or "").split("\0")
+            argv = arguments(pid, self.proc)
             kind = kind_of(comm, argv)
             model = value_after(argv, "--model", "-m")
             if kind == "server" or (kind == "runner" and model):
-                start = process_stat(pid, lambda path: self._read(pid, os.path.basename(path)))["start"]
+                start = process_stat(pid, self.proc)["start"]
                 context = value_after(argv, "-c", "--ctx-size", "--ctx")
                 return kind, start, first, short_model(model), int(context) if str(context).isdigit() else 0
         return "other", 0, first, None, None
 
     def _rss_mib(self, pid):
-        fields = (self._read(pid, "statm") or "").split()
+        fields = (text_or_none(f"{self.proc}/{pid}/statm") or "").split()
         return int(fields[1]) * PAGE / MIB if len(fields) > 1 else 0.0
-
-    def _read(self, pid, name):
-        try:
-            with open(f"{self.proc}/{pid}/{name}", encoding="utf-8", errors="replace") as handle:
-                return handle.read()
-        except OSError:
-            return None
 
 
 def value_after(argv, *names):

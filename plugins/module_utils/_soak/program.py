@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 
-from .._guard.files import read_text
+from .._host.files import read_text
 from .._ollama import client as ollama_client
 from .._ollama import names as ollama_names
 from . import load as soak_load

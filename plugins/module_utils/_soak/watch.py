@@ -12,10 +12,12 @@ import os
 import threading
 import time
 
-from .._gpu import nvml as gpu_nvml
+from .._gpu import client as gpu_client
+from .._gpu import sample as gpu_sample
+from .._gpu.memory import MIB
 from .._guard import gpus as guard_gpus
-from .._guard.files import read_text
 from .._guard.kernel_log import read_xids
+from .._host.files import read_text
 from .._ollama import client as ollama_client
 from .measure import NOT_ASKED
 from .processes import Processes
@@ -23,7 +25,6 @@ from .processes import Processes
 PS_TIMEOUT_S = 10.0
 XID_EVERY_S = 60
 OTHER_MIB = 16
-MIB = 1024 * 1024
 
 
 class Watch:
@@ -35,7 +36,7 @@ class Watch:
         self.processes = Processes(config["unit"])
         self.ps = {"state": NOT_ASKED, "models": []}
         self.peak_mib, self.held_mib = 0, None
-        self._nvml = nvml or gpu_nvml.client()
+        self._nvml = nvml or gpu_client.load()
         self._seen, self._others, self._guard_at, self._xids = set(), {}, None, set()
         self._lock = threading.Lock()
         if self._nvml is not None:
@@ -47,7 +48,7 @@ class Watch:
 
     def read_gpus(self):
         """A sample of the cards, by the client that was found at the start."""
-        return gpu_nvml.read(self._nvml, "pynvml") if self._nvml is not None else gpu_nvml.sample()
+        return gpu_client.read(self._nvml, "pynvml") if self._nvml is not None else gpu_sample.sample()
 
     def now(self):
         """Seconds since the start."""
@@ -117,7 +118,7 @@ class Watch:
 
     def _note_others(self, t, raw):
         """Write an event for each process of somebody else whose memory has changed."""
-        for process in gpu_nvml.processes(raw) or ():
+        for process in gpu_sample.processes(raw) or ():
             pid, used = process["pid"], process["used_mib"]
             if not is_other(process, self.config["unit"], self.runners()) or (used or 0) < OTHER_MIB:
                 continue

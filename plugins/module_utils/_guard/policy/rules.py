@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+from ..._gpu.memory import CUDA_CONTEXT_MIB
+
 HOUR = 3600.0
 DAY = 24 * HOUR
 
@@ -22,7 +24,7 @@ DEFAULTS = {
     "leak_mib": 256,
     "leak_mib_per_hour": 50,
     "leak_window_s": 900,
-    "context_mib": 457,  # what Ollama itself assumes for a CUDA context (llm/llama_server.go)
+    "context_mib": CUDA_CONTEXT_MIB,
     "scratch_bytes_per_token": 4096,  # f16 scratch of a quantised KV cache, measured on Qwen3-14B
     "load_grace_s": 300,  # OLLAMA_LOAD_TIMEOUT
     "unload_grace_s": 10,  # Ollama waits up to 5 s for the memory of a runner that it ended

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-MIB = 1024 * 1024
+from ..._gpu.memory import MIB
 
 
 def key_of(process):

@@ -37,7 +37,9 @@ KEYS = {
 }
 TENSORS = [
     {"name": "token_embd.weight", "type": "q4_k", "shape": [256, 5000]},
-    {"name": "blk.0.attn_q.weight", "type": "q8_0", "shape": [256, 256]},
+    {"name": "blk.0.odd.bias", "type": "f32", "shape": [7]},
+    {"name": "blk.0.attn_q.weight", "type": "q8_0", "shape": [96, 5]},
+    {"name": "blk.0.odd.weight", "type": "bf16", "shape": [3, 11, 2]},
     {"name": "output_norm.weight", "type": "f32", "shape": [256]},
 ]
 HEADER = plan_encode.encode(KEYS, TENSORS)
@@ -68,6 +70,28 @@ def test_a_file_gives_keys_shapes_and_sizes(tmp_path):
     assert [(one["name"], one["type"], one["shape"]) for one in read["tensors"]] == [(one["name"], one["type"], one["shape"]) for one in TENSORS]
     assert read["tensors"][0]["bytes"] == 256 * 5000 // 256 * 144
     assert (read["version"], read["file_bytes"], read["header_bytes"]) == (3, whole(HEADER), len(HEADER))
+
+
+@pytest.mark.parametrize("alignment", [32, 64, 256])
+def test_tensors_begin_at_the_alignment_that_the_file_declares(tmp_path, alignment):
+    header = plan_encode.encode({**KEYS, "general.alignment": alignment}, TENSORS, alignment)
+    read = plan_sources.read_file(place(tmp_path / "m.gguf", header, 1 << 24))
+    expected, offsets = 0, []
+    for one in TENSORS:
+        offsets.append(expected)
+        expected += -(-plan_ggml.type_bytes(one["type"], one["shape"]) // alignment) * alignment
+    assert [one["offset"] for one in read["tensors"]] == offsets
+    assert read["header_bytes"] == len(header) and len(header) % alignment == 0
+    with pytest.raises(plan_ggml.GgufError, match="its tensors need"):
+        plan_sources.read_file(place(tmp_path / "cut.gguf", header, len(header) + expected - alignment - 1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "size"),
+    [("f32", [7], 28), ("bf16", [3, 11, 2], 132), ("q8_0", [96, 5], 510), ("q4_k", [256, 3], 432), ("mxfp4", [32, 3], 51), ("i8", [1, 1, 1, 5], 5)],
+)
+def test_bytes_of_a_tensor(kind, shape, size):
+    assert plan_ggml.type_bytes(kind, shape) == size
 
 
 def test_another_reader_agrees(tmp_path):
@@ -136,7 +160,7 @@ def test_a_file_that_is_cut_in_its_weights_is_told(tmp_path):
 
 
 def test_a_doubled_key_or_tensor_is_refused(tmp_path):
-    doubled = plan_encode.encode(KEYS, [TENSORS[2], TENSORS[2]])
+    doubled = plan_encode.encode(KEYS, [TENSORS[-1], TENSORS[-1]])
     with pytest.raises(plan_ggml.GgufError, match="'output_norm.weight' twice"):
         plan_sources.read_file(place(tmp_path / "m.gguf", doubled))
     two_keys = plan_encode.encode({"aa": 1, "ab": 2}, TENSORS).replace(b"ab", b"aa")

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, gpufleet.llm maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The guard's program: what it reads, its books, what its privileged part believes."""
+"""The guard's program: what it reads, its state file, what its privileged part believes."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ from ansible_collections.gpufleet.llm.plugins.module_utils._guard import (
 )
 from ansible_collections.gpufleet.llm.plugins.module_utils._guard import policy as guard_policy
 from ansible_collections.gpufleet.llm.plugins.module_utils._guard.policy import runners
+from ansible_collections.gpufleet.llm.plugins.module_utils._host import processes
 
 REPO = pathlib.Path(__file__).resolve().parents[4]
 CLOCK = {"wall": 1_800_000_000.0, "mono": 5000.0, "boot": "b1"}
@@ -49,14 +50,14 @@ def later(seconds, **changes):
     return dict(CLOCK, wall=CLOCK["wall"] + seconds, mono=CLOCK["mono"] + seconds, **changes)
 
 
-# --- the books --------------------------------------------------------------------------------
+# --- the state file ---------------------------------------------------------------------------
 
 
 def history(**parts):
     return dict(guard_policy.fresh(), clock=100.0, mode="act", **parts)
 
 
-def test_books_come_back_as_they_were_and_time_goes_on():
+def test_the_state_comes_back_as_it_was_and_time_goes_on():
     kept = history(spent=[[90.0, "restart"]])
     back, now, step, trouble = state.parse_state(state.dump_state(kept, CLOCK, {}), later(15))
     assert (back, now, step, trouble) == (kept, 115.0, 0.0, None)
@@ -80,7 +81,7 @@ def test_after_a_reboot_the_wall_clock_counts_and_only_the_budget_is_kept():
     assert state.parse_state(text, behind)[1::2] == (100.0, None)
 
 
-def test_books_from_the_future_are_not_obeyed():
+def test_a_state_from_the_future_is_not_obeyed():
     clock = {"wall": CLOCK["wall"] - 3600, "mono": 20.0, "boot": "b2"}
     back, _now, _step, trouble = state.parse_state(state.dump_state(history(), CLOCK, {}), clock)
     assert "future" in trouble
@@ -103,7 +104,7 @@ def test_books_from_the_future_are_not_obeyed():
         {"more": 1},
     ],
 )
-def test_damaged_books_are_put_aside(change):
+def test_a_damaged_state_is_not_obeyed(change):
     back, now, _step, trouble = state.parse_state(state.dump_state(dict(history(), **change), CLOCK, {}), later(15))
     assert trouble
     assert (back["spent"], back["watch_until"], now) == ([], 3600.0, 0.0)
@@ -112,13 +113,22 @@ def test_damaged_books_are_put_aside(change):
 GOOD = state.dump_state(history(spent=[[90.0, "unload"]]), CLOCK, {"xids_at": 1})
 
 
-@settings(max_examples=150, deadline=None)
-@given(st.integers(0, len(GOOD)), st.integers(0, 12), st.text(max_size=8))
-def test_no_damage_to_the_file_is_a_traceback(start, length, instead):
-    text = GOOD[:start] + instead + GOOD[start + length :]
-    back, now, _step, _trouble = state.parse_state(text, later(15))
-    assert state.validated(back) is back
-    assert now >= 0
+def test_no_damage_to_the_file_is_a_traceback():
+    seen = {"damaged": 0, "as good": 0}
+
+    @settings(max_examples=150, deadline=None)
+    @given(st.integers(0, len(GOOD)), st.integers(0, 3), st.one_of(st.text(max_size=8), st.sampled_from(["", "1", "0", " "])))
+    def damaged(start, length, instead):
+        text = GOOD[:start] + instead + GOOD[start + length :]
+        back, now, _step, trouble = state.parse_state(text, later(15))
+        assert state.validated(back) is back
+        assert now >= 0
+        if trouble:
+            assert (back["spent"], back["watch_until"]) == ([], 3600.0)
+        seen["damaged" if trouble else "as good"] += 1
+
+    damaged()
+    assert min(seen.values()) >= 3, seen
 
 
 def test_replacing_a_file_leaves_no_half_and_follows_no_link(tmp_path):
@@ -133,6 +143,15 @@ def test_replacing_a_file_leaves_no_half_and_follows_no_link(tmp_path):
     files.write_text(str(path), "text")
     assert (path.read_text(), path.stat().st_mode & 0o777, os.listdir(tmp_path)) == ("text", 0o644, os.listdir(tmp_path))
     assert not (tmp_path / "state.json.new").exists()
+
+
+def test_nobody_waits_for_who_puts_a_pipe_in_a_files_place(tmp_path):
+    os.mkfifo(tmp_path / "state.json")
+    signal.alarm(10)
+    try:
+        assert state.read(str(tmp_path / "state.json")) == ""
+    finally:
+        signal.alarm(0)
 
 
 def test_on_a_full_disk_the_old_file_stays_whole(tmp_path, monkeypatch):
@@ -360,7 +379,7 @@ def test_a_card_with_a_hole_in_its_figures_is_unreadable_not_empty():
     assert [(one["uuid"], one["state"]) for one in cards] == [("GPU-a", "ok"), ("index-1", "lost")]
 
 
-def test_processes_are_told_apart_by_what_they_are():
+def test_processes_are_recognized_by_what_they_are():
     assert gpus.kind_of("ollama", ["/opt/ollama/current/bin/ollama", "serve", ""]) == "server"
     assert gpus.kind_of("ollama", ["ollama", "runner", "--port", "1"]) == "runner"
     assert gpus.kind_of("ollama", ["ollama", "run", "qwen3"]) == "other"
@@ -464,7 +483,7 @@ def ticks(config, count, start=0.0, **more):
     return records
 
 
-def test_a_tick_leaves_books_metrics_and_one_line(config, tmp_path):
+def test_a_tick_leaves_state_metrics_and_one_line(config, tmp_path):
     (first, line), (_second, silence) = ticks(config, 2, nvml=nvml())
     assert first["action"] == "none"
     assert line.startswith("<5>{")
@@ -498,6 +517,98 @@ def test_a_dry_run_by_hand_changes_nothing(config, tmp_path):
     record = tick.tick(config, dry_run=True, nvml=nvml(), clock=later(0))
     assert record["action"] == "none"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json"]
+
+
+def snapshot(folder):
+    """{name: content, or kind of what is no file} of a folder."""
+    return {path.name: path.read_bytes() if path.is_file() else "folder" for path in folder.iterdir()}
+
+
+def test_a_dry_run_by_hand_of_a_guard_that_acts_touches_nothing(config, tmp_path, capsys, monkeypatch):
+    """A restart is due and then an unload: both are said, and neither is done, asked for or counted."""
+    config["mode"] = "act"
+    config["settings"] = dict(config["settings"], load_grace_s=0)
+    start = watched(config)
+    trapped = nvml(holder(comm="llama-server"))
+    assert ticks(config, 4, start=start, nvml=trapped)[-1][0]["why"] == "trapped seen 3 times, 4 wanted"
+    Handler.asked.clear()
+    before = snapshot(tmp_path)
+    record = tick.tick(config, dry_run=True, nvml=trapped, clock=later(start + 60))
+    assert (record["action"], record["mode"], record["done"]) == ("restart", "act", None)
+    assert snapshot(tmp_path) == before
+    assert {verb for verb, _path, _body in Handler.asked} == {"GET"}
+    # The command line does the same.
+    given = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**given, "mode": "act", "settings": {"load_grace_s": 0}}))
+    before = snapshot(tmp_path)
+    monkeypatch.setattr(tick, "ask_nvml", trapped)
+    monkeypatch.setattr(state, "clocks", lambda: later(start + 60))
+    assert program.main(["--config", str(tmp_path / "config.json"), "--dry-run"]) == 0
+    assert json.loads(capsys.readouterr().out)["action"] == "restart"
+    assert snapshot(tmp_path) == before
+    # The tick itself does it.
+    assert ticks(config, 1, start=start + 60, nvml=trapped)[0][0]["done"] == "requested"
+    assert snapshot(tmp_path) != before
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_state_file_that_cannot_be_read_is_not_taken_for_none(config, tmp_path, dry_run):
+    """Else budgets, ladder and fence would begin again."""
+    config["mode"] = "act"
+    config["settings"] = dict(config["settings"], load_grace_s=0)
+    ticks(config, 1, nvml=nvml())
+    (tmp_path / "state.json").unlink()
+    (tmp_path / "state.json").mkdir()
+    before = snapshot(tmp_path)
+    for number in range(8):
+        with pytest.raises(OSError, match="state.json"):
+            tick.tick(config, dry_run=dry_run, nvml=nvml(holder(comm="llama-server")), clock=later(400 + 15 * number), out=io.StringIO())
+    assert snapshot(tmp_path) == before
+    with pytest.raises(OSError, match="state.json"):
+        commands.status_text(config, later(600))
+    with pytest.raises(OSError, match="state.json"):
+        commands.lift_fence(config, later(600))
+
+
+def test_a_damaged_state_file_is_kept_aside_and_an_hour_of_watching_begins(config, tmp_path):
+    config["mode"] = "act"
+    ticks(config, 1, nvml=nvml())
+    (tmp_path / "state.json").write_text("{")
+    looked = tick.tick(config, dry_run=True, nvml=nvml(), clock=later(15))
+    assert "damaged" in looked["trouble"] and (tmp_path / "state.json").read_text() == "{"
+    [(record, line)] = ticks(config, 1, start=15, nvml=nvml())
+    assert "damaged" in record["trouble"] and "damaged" in line
+    assert (tmp_path / "state.bad.json").read_text() == "{"
+    records = [record for record, _line in ticks(config, 6, start=30, nvml=nvml(holder(comm="llama-server")))]
+    assert records[-1]["action"] == "none"  # it may still load
+    records = [record for record, _line in ticks(config, 30, start=120, nvml=nvml(holder(comm="llama-server")))]
+    assert (records[-1]["action"], "only watching" in records[-1]["why"]) == ("wait", True)
+    assert "request.json" not in os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "drained"),
+    [(None, False), ("", True), ("upgrade_driver.yml\n", True), ("vram-guard restarts ollama.service\n", False), (..., True)],
+)
+def test_a_host_is_drained_by_whoever_is_not_the_guard(tmp_path, monkeypatch, text, drained):
+    monkeypatch.setattr(files, "DRAIN_FLAG", str(tmp_path / "drain"))
+    if text is ...:
+        (tmp_path / "drain").mkdir()  # a flag that nobody can read
+    elif text is not None:
+        (tmp_path / "drain").write_text(text)
+    assert files.drained() is drained
+
+
+def test_a_tick_knows_that_the_host_is_drained(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "DRAIN_FLAG", str(tmp_path.parent / f"{tmp_path.name}.drain"))
+    pathlib.Path(files.DRAIN_FLAG).write_text("upgrade_driver.yml\n")
+    for number in range(8):
+        ticks(config, 1, start=15 * number, nvml=nvml(state="ok" if number % 2 else "no_driver"))
+    assert json.loads((tmp_path / "state.json").read_text())["history"]["flaps"] == []
+    pathlib.Path(files.DRAIN_FLAG).unlink()
+    for number in range(8, 16):
+        [(record, _line)] = ticks(config, 1, start=15 * number, nvml=nvml(state="ok" if number % 2 else "no_driver"))
+    assert [one["rule"] for one in record["alerts"]] == ["nvml_flapping"]
 
 
 def watched(config):
@@ -539,7 +650,7 @@ def test_a_restart_is_left_to_the_privileged_part(config, tmp_path):
 
 
 def test_what_cannot_be_booked_is_not_done(config, tmp_path, monkeypatch):
-    """Else it would be done again at every look, beyond every budget."""
+    """Else it would be done again at every tick, beyond every budget."""
     config["mode"] = "act"
     config["settings"] = dict(config["settings"], load_grace_s=0)
     start = watched(config)
@@ -597,7 +708,7 @@ def test_a_runner_that_works_at_a_batch_counts_and_one_that_is_gone_does_not(mon
     assert ollama.under_way([runner], "u") == 0
 
 
-def test_rest_is_two_looks_in_a_row():
+def test_rest_is_two_answers_in_a_row():
     said, slept = [2, 0, 1, 0, 0, 5], []
     clock = iter(range(100))
     assert ollama.await_rest(lambda: said.pop(0), 50, lambda: next(clock), slept.append) == 0
@@ -606,7 +717,7 @@ def test_rest_is_two_looks_in_a_row():
     assert ollama.await_rest(lambda: 0, 0, lambda: 1, slept.append) == 0
 
 
-def test_a_restart_waits_for_what_is_under_way_and_others_are_told(config, tmp_path, server, monkeypatch):
+def test_a_restart_waits_for_what_is_under_way_and_others_can_see_it(config, tmp_path, server, monkeypatch):
     """The server traps memory while a chat runs: no restart before the slots are at rest, none later than the bound."""
     monkeypatch.setattr(tick, "REST_PATIENCE_S", 0)
     monkeypatch.setattr(gpus, "port_of", lambda argv: server)
@@ -664,7 +775,7 @@ def test_an_unload_is_asked_of_the_server_and_a_refusal_is_said(config, server):
     assert actions.carry_out(decision, config, CLOCK) == 'failed: 500 {"error":"no"}'
 
 
-def test_unreadable_gpus_are_told_and_never_zero(config):
+def test_unreadable_gpus_are_reported_and_never_zero(config):
     records = ticks(config, 30, nvml=nvml(state="no_driver"))
     assert {record["action"] for record, _line in records} == {"none", "alert"}
     assert records[-1][0]["alerts"][0]["rule"] == "driver"
@@ -798,7 +909,7 @@ def test_a_restart_that_is_due_no_more_is_none(config, tmp_path, monkeypatch):
     config["mode"] = "act"
     (tmp_path / "request.json").write_text(request(go=False))
     monkeypatch.setattr(act.time, "sleep", None)
-    # Its clock is another than that of the first look, so the second look finds it too old.
+    # Its clock is another than that of the first read, so the second read finds it too old.
     assert "no longer due" in act.act(config, CLOCK, None)
     assert not (tmp_path / "drain").exists()
 
@@ -950,9 +1061,7 @@ def test_unfencing_as_root_follows_no_link_out_of_the_guards_folder(config, tmp_
 
 def _guard_unit(pid):
     """Whatever unit this test runs in."""
-    from ansible_collections.gpufleet.llm.plugins.module_utils._gpu import nvml as gpu_nvml
-
-    return gpu_nvml.describe_process(pid)["unit"]
+    return processes.unit_of_pid(pid)
 
 
 def test_the_program_starts_without_site_and_without_what_a_quiet_tick_does_not_need():

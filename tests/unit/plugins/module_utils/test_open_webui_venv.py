@@ -118,7 +118,8 @@ def test_pips_configuration_holds_for_uv(text, name, value):
     ],
 )
 def test_pythons_that_cannot_carry_it(answer, said):
-    def run(*_args, **_options):
+    def run(argv, **options):
+        assert argv[0] == "/usr/bin/python3" and options["timeout"] > 0 and not options.get("shell")
         if isinstance(answer, OSError):
             raise answer
         return answer

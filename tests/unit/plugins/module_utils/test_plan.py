@@ -34,6 +34,17 @@ def model(shape="qwen3-14b-q8_0", trained=131072, **changes):
     return {**made, "flash_attention": True, "num_batch": None, **changes}
 
 
+def says(answer, context=40960, cards=(0,), num_batch=512):
+    """A dry run that gives this answer, to the question that is expected."""
+
+    def dry_run(settled, asked_cards, asked_batch):
+        assert (settled["context"], settled["slots"], asked_batch) == (context, 1, num_batch)
+        assert [card["index"] for card in asked_cards] == list(cards)
+        return answer
+
+    return dry_run
+
+
 def plan(*models, gpus=(RTX_4090,), **settings):
     return plan_make.make(list(models), plan_cards.given(gpus), **settings)
 
@@ -145,32 +156,40 @@ def test_an_architecture_that_only_the_dry_run_knows():
     assert "by the server's dry run only: qwen3next has recurrent layers" in made["warnings"][0]
     assert plan(strange, gpus=[{"name": "small", "total_mib": 12282}])["fits"] is False
     said = {"weights_mib": 14177, "kv_mib": 500, "compute_mib": 300, "per_card_mib": [14977], "engine": "b10488"}
-    asked = plan(strange, dry_run=lambda *_args: said)
+    asked = plan(strange, dry_run=says(said))
     assert asked["fits"] is True and asked["method"] == "dry_run" and asked["models"][0]["total_mib"] == 14977 + 457
 
 
 def test_the_dry_run_wins_and_a_formula_that_is_off_is_reported():
-    def dry_run(settled, cards, num_batch):
-        assert (settled["context"], settled["slots"], [card["index"] for card in cards], num_batch) == (40960, 1, [0], 512)
-        return {"weights_mib": 14177, "kv_mib": 3400, "compute_mib": 700, "per_card_mib": [18277], "engine": "b99999"}
-
-    made = plan(model(), dry_run=dry_run)
+    said = {"weights_mib": 14177, "kv_mib": 3400, "compute_mib": 700, "per_card_mib": [18277], "engine": "b99999"}
+    made = plan(model(), dry_run=says(said))
     entry = made["models"][0]
     assert (entry["compute_mib"], entry["total_mib"], entry["formula_mib"], entry["dry_run_mib"]) == (700, 18277 + 457 + 160, 17739, 18277)
     assert made["engine_build"] == "b99999" and "the formula is out of date for the architecture qwen3 on b99999" in made["warnings"][0]
 
 
+def test_every_model_has_its_own_warnings_errors_and_problems():
+    header = model()["header"]
+    extra = {**header, "extra_bytes": {"projector": 5 * 2**20}}
+    names = ("one", "two", "three")
+    made = plan(*(model(name=name, header=extra, num_ctx=num_ctx) for name, num_ctx in zip(names, (200000, 8192, 300000))))
+    assert [text.split()[1] for text in made["warnings"]] == ["one", "two", "three"]
+    assert [text.split()[1].rstrip(":") for text in made["problems"]] == ["one", "three"]
+    assert [text.split()[1] for text in made["errors"]] == ["one", "three"]
+    assert {one["model"] for one in made["suggestions"]} == {"one", "three"}
+
+
 def test_a_dry_run_that_was_refused_leaves_the_formula():
-    made = plan(model(), dry_run=lambda *_args: {"refused": "GPU 0 has 12 MiB free."})
+    made = plan(model(), dry_run=says({"refused": "GPU 0 has 12 MiB free."}))
     assert made["method"] == "formula" and "GPU 0 has 12 MiB free." in made["warnings"][0] and not made["problems"]
-    made = plan(model(), dry_run=lambda *_args: {"refused": "the engine does not load it: x.", "loads": False})
+    made = plan(model(), dry_run=says({"refused": "the engine does not load it: x.", "loads": False}))
     assert "Its load would fail the same way" in made["problems"][0]
 
 
 def test_a_written_plan_remembers_its_dry_run():
     said = {"weights_mib": 14177, "kv_mib": 3400, "compute_mib": 162, "device_mib": 17740, "per_card_mib": [17740], "engine": "b10488"}
     cards = plan_cards.given([RTX_4090])
-    first = plan_make.make([model()], cards, dry_run=lambda *_args: said)
+    first = plan_make.make([model()], cards, dry_run=says(said))
     text, settled = plan_file.document(first), plan_entry.settle(model(), cards)
     assert plan_file.remembered(text, settled, cards, 512, "b10488") == said
     again = plan_make.make([model()], cards, dry_run=lambda one, used, batch: plan_file.remembered(text, one, used, batch, "b10488"))
