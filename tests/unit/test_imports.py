@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "_host": set(),
     "_gpu": {"_host"},
     "_driver": {"_host"},
-    "_ollama": {"_host", "_http"},
+    "_ollama": {"_http"},
     "_plan": {"_gpu", "_host", "_http", "_ollama"},
     "_open_webui": {"_host", "_http", "_ollama"},
     "_guard": {"_gpu", "_host", "_stats"},
@@ -79,6 +79,11 @@ def test_every_package_is_in_the_table():
 def test_a_package_imports_only_what_the_table_allows(package):
     used = {(name, target) for name, found in IMPORTS.items() if package_of(name) == package for target, _early in found if package_of(target) != package}
     assert {(name, target) for name, target in used if package_of(target) not in MAY_IMPORT[package]} == set()
+
+
+def test_the_table_allows_nothing_that_is_not_used():
+    used = {(package_of(name), package_of(target)) for name, found in IMPORTS.items() for target, _early in found}
+    assert {(package, below) for package, row in MAY_IMPORT.items() for below in row} - used == set()
 
 
 def test_the_table_has_no_cycle():
