@@ -265,6 +265,7 @@ from ansible.module_utils.common.respawn import has_respawned, respawn_module
 
 from ansible_collections.gpufleet.llm.plugins.module_utils._gpu import client as gpu_client
 from ansible_collections.gpufleet.llm.plugins.module_utils._gpu import sample as gpu_sample
+from ansible_collections.gpufleet.llm.plugins.module_utils._host import files
 from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import client as ollama_client
 from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import extension
 from ansible_collections.gpufleet.llm.plugins.module_utils._plan import cards as plan_cards
@@ -349,17 +350,9 @@ def header_of_server(answer, name):
     return plan_given.from_show(answer, name)
 
 
-def read_text(path):
-    """The text of a file, '' where it is not there."""
-    if not path or not os.path.exists(path):
-        return ""
-    with open(path, encoding="utf-8", errors="replace") as handle:
-        return handle.read()
-
-
 def dry_runs(module, engine):
     """The dry run as plan_make.make() wants it: what the written plan remembers of it, or the engine's answer now."""
-    written = read_text(module.params["write_to"])
+    written = files.read_text(module.params["write_to"] or "") or ""
     given = module.params["gpus"] is not None
 
     def dry_run(model, cards, num_batch):
@@ -387,7 +380,7 @@ def cards_of(module):
 
 def write(module, path, plan):
     """Bring the file to the plan; {changed, diff}."""
-    after, before = plan_file.document(plan), read_text(path)
+    after, before = plan_file.document(plan), files.read_text(path) or ""
     changed = not plan_file.same(before, plan)
     if changed and not module.check_mode:
         if not os.path.isdir(os.path.dirname(path)):
