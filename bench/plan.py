@@ -7,7 +7,7 @@
 For every architecture that lab/real/shapes.py can write in its true shape: weights, KV cache and compute
 buffer by formula and by dry run, over contexts, cache types, slots and batches. Prints one line a shape, and
 writes docs/measurements/plan_accuracy.md and tests/measurements/plan_accuracy.json (every figure; the unit tests hold the formula against it
-on machines without the engine). Exits 1 where a term is off by more than issue 12 allows.
+on machines without the engine). Exits 1 where a term is off by more than out_of_bounds() allows.
 
 Needs the real server (`make real-server`). Takes ten minutes on an idle machine, 20 s with --quick.
 """
@@ -31,8 +31,10 @@ sys.path[:0] = [str(REPO / ".collections"), str(REPO / "lab/real")]
 
 import shapes  # noqa: E402
 
-from ansible_collections.gpufleet.llm.plugins.module_utils._plan import dry_run, gguf  # noqa: E402
+from ansible_collections.gpufleet.llm.plugins.module_utils._plan import dry_run  # noqa: E402
 from ansible_collections.gpufleet.llm.plugins.module_utils._plan import formula as plan_formula
+from ansible_collections.gpufleet.llm.plugins.module_utils._plan import given as plan_given
+from ansible_collections.gpufleet.llm.plugins.module_utils._plan import shape as plan_shape
 
 CARD_MIB = 200000  # larger than any of the settings: a card that is too small is not what is measured here
 COLUMNS = ("shape", "context", "kv_cache_type", "slots", "ubatch", "flash_attention", "weights_mib", "kv_mib", "compute_mib")
@@ -106,20 +108,20 @@ def header_of(shape):
     told = shapes.describe(shape)
     keys = dict(told["metadata"])
     keys[f"{keys['general.architecture']}.context_length"] = 1 << 20
-    return gguf.from_metadata({**keys, "tensors": told["tensors"]}, shape)
+    return plan_given.from_metadata({**keys, "tensors": told["tensors"]}, shape)
 
 
 def formula(header, context, kv_type, slots, ubatch, flash_attention):
     """The formula's terms for one setting."""
-    shape = plan_formula.describe(header)
+    shape = plan_shape.describe(header)
     return plan_formula.predict(shape, context, slots, kv_type, ubatch, flash_attention)
 
 
 def measure(engine, shape, path, header, setting):
     """The dry run's terms for one setting, or {"refused": why}."""
     context, kv_type, slots, ubatch, flash_attention = setting
-    wish = {"context": context, "slots": slots, "kv_cache_type": kv_type, "flash_attention": flash_attention, "gguf": path, "header": header}
-    return dry_run.run(engine, wish, [{"index": 0, "uuid": None}], ubatch, given=True)
+    model = {"context": context, "slots": slots, "kv_cache_type": kv_type, "flash_attention": flash_attention, "gguf": path, "header": header}
+    return dry_run.run(engine, model, [{"index": 0, "uuid": None}], ubatch, given=True)
 
 
 def bench(quick=False, only=None):
@@ -175,7 +177,7 @@ def summary(taken):
 
 
 def faults(made):
-    """What is outside of the bounds of issue 12: weights and KV to 1 MiB, compute to 1 MiB for Qwen3-14B and 2 % of the total elsewhere."""
+    """What is outside of the bounds: weights and KV to 1 MiB, compute to 1 MiB for Qwen3-14B and 2 % of the total elsewhere."""
     found = []
     for one in made:
         found += [f"{one['shape']}: {term} is off by {one['worst'][term]} MiB" for term in ("weights_mib", "kv_mib") if one["worst"][term] > 1]

@@ -19,7 +19,7 @@ from .shell import LabError, as_root, cache, docker, run, say, step
 BASE = "gpufleet-lab-base"
 READY = "gpufleet-lab"
 
-INCLUDE = ["systemd", "systemd-sysv", "dbus", "python3", "python3-apt", "sudo", "ca-certificates", "iproute2", "procps", "curl"]
+INCLUDE = ["systemd", "systemd-sysv", "dbus", "python3", "python3-apt", "sudo", "ca-certificates", "iproute2", "kmod", "procps", "curl"]
 """What a bare Debian server plainly has and minbase lacks. Anything else a role has to install itself."""
 
 MASKED = [

@@ -492,7 +492,7 @@ def more_bits(layer, layers):
 def tensor_type(name, dims, m, mix, layers):
     """Return the ggml type that a mix gives a tensor.
 
-    q4_K_M and q8_0 are llama-quantize's (tests/unit/lab/test_real_engine.py
+    q4_K_M and q8_0 are llama-quantize's (tests/unit/lab/test_shapes.py
     holds every shape against its --dry-run); "-library" is what the Ollama
     library offers: attn_v in F16 for q4_K_M (reproduces the published 9.28 GB
     of qwen3:14b, inferred), everything but the experts in BF16 for gpt-oss.

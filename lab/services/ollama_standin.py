@@ -61,7 +61,7 @@ VERSION = "0.0.0"
 MIB = 1024 * 1024
 DEFAULT_HOST = "registry.ollama.ai"
 DEFAULT_NAMESPACE = "library"
-CUDA_CONTEXT_MIB = 457  # what the real server itself assumes for a CUDA context (facts/ollama.md §6)
+CUDA_CONTEXT_MIB = 457  # what the real server itself assumes for a CUDA context
 GRACE_S = 3600  # unreferenced blobs younger than this survive a start (since 0.21.0)
 FOREVER_S = float(2**63 - 1) / 1e9
 MEDIA = "application/vnd.ollama.image."
@@ -684,7 +684,7 @@ def memory_plan(gguf: Gguf, flags: dict, cards: list) -> dict:
     """Where llama-server would put a model: bytes per card and on the host, layers on cards.
 
     flags: ctx (of all slots), parallel, ubatch, cache_k, cache_v, flash, gpu_layers (-1: as many as fit),
-    fit_target (bytes to leave free on each card). Formulas: facts/real_server.md §5 (measured on b10488):
+    fit_target (bytes to leave free on each card). Formulas, measured on llama.cpp b10488:
     compute = ubatch·(4·(3·ff + k·hidden) + 2·ctx per slot), k = 2 with a quantised cache and 3 with f16;
     without flash attention heads·ctx·ubatch·4 more; the input embedding stays on the host.
     """

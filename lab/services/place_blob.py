@@ -7,7 +7,7 @@
     place_blob.py MODELS_DIR PLACE_JSON [--wait SECONDS]
 
 PLACE_JSON is what make_mirror.py wrote: [{"digest", "size", "header_file"}]; header_file lies beside it. A blob is its
-header followed by a hole. Ollama trusts a blob that is there by its name (facts/ollama.md §4), so `pull` transfers
+header followed by a hole. Ollama trusts a blob that is there by its name, so `pull` transfers
 manifest, config, template, parameters and licence, and says "pulling <digest>" for the weights as for a download.
 
 The owner is that of MODELS_DIR: the server sets the times of its blobs and must own them. --wait: wait until the folder

@@ -14,7 +14,7 @@ It answers the paths of three upstreams, whatever Host is asked for:
     /compute/cuda/repos/SYSTEM/x86_64/FILE         root/packages/cuda/SYSTEM/FILE
     /kernel/SYSTEM/FILE                            root/packages/kernel/SYSTEM/FILE (the lab's own: kernels of its hosts)
 
-A blob is answered with a Location header that names itself, without which Ollama refuses it (facts/ollama.md §9), and by
+A blob is answered with a Location header that names itself, without which Ollama refuses it, and by
 Range. A hole in a file costs the disk nothing and is sent as zeros.
 
 root/access.log gets one JSON line a request: time, client, host, method, path, range, status, bytes (of the body, as

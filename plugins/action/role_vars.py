@@ -48,8 +48,8 @@ class ActionModule(ActionBase):
 
 
 def _unknown(role, variables, others, known):
-    """Variables that begin like the role's and are none of its options."""
-    longer = tuple(f"{name}_" for name in others)
+    """Variables that begin like the role's and are neither options nor facts that it publishes (ROLE_found_X)."""
+    longer = (f"{role}_found_", *(f"{name}_" for name in others))
     return sorted(name for name in variables if name.startswith(f"{role}_") and not name.startswith(longer) and name not in known)
 
 

@@ -4,21 +4,11 @@
 
 from __future__ import annotations
 
-from ansible.errors import AnsibleFilterError
-
 from ansible_collections.gpufleet.llm.plugins.module_utils._open_webui import declared
-from ansible_collections.gpufleet.llm.plugins.module_utils._open_webui.client import OpenWebuiError
-
-
-def open_webui_models(given, models=()):
-    try:
-        return declared.page_models(given, models)
-    except OpenWebuiError as error:
-        raise AnsibleFilterError(str(error)) from error
 
 
 class FilterModule:
     """The filter gpufleet.llm.open_webui_models."""
 
     def filters(self):
-        return {"open_webui_models": open_webui_models}
+        return {"open_webui_models": declared.complete_models}

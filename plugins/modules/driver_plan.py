@@ -8,12 +8,12 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: driver_plan
-short_description: What stands between a host and the NVIDIA driver that is wanted
+short_description: Compare a host with the NVIDIA driver that is wanted
 version_added: 1.0.0
 description:
   - Compares the packages that a driver of one source, branch and flavour consists of with those that the host has, and says what one apt transaction
     would have to do, what has to be held, and what speaks against it.
-  - Looks at settings and units beside them, so that the role P(gpufleet.llm.cuda#role) needs one round trip where nothing is to be done.
+  - Compares settings and units beside them, so that the role P(gpufleet.llm.cuda#role) needs one round trip where nothing is to be done.
   - Reads the index of NVIDIA's repository over the network only where something is missing.
   - Changes nothing.
 author:
@@ -109,7 +109,7 @@ options:
 """
 
 EXAMPLES = r"""
-- name: See what an upgrade would do
+- name: Find out what an upgrade would do
   gpufleet.llm.driver_plan:
     source: nvidia_repo
     branch: 580
@@ -159,7 +159,7 @@ preferences:
   type: str
   returned: always
   sample: ""
-back_preferences:
+previous_preferences:
   description: The same for the version that is installed.
   type: str
   returned: always
@@ -170,13 +170,13 @@ purge:
   elements: str
   returned: always
   sample: []
-back:
-  description: The packages as they are now, for a way back; with C(back_pin), the pinning package of now.
+previous:
+  description: The packages as they are now, for a rollback; with RV(previous_pin), the pinning package of now.
   type: list
   elements: str
   returned: always
   sample: [nvidia-driver-cuda=580.95.05-1]
-back_pin:
+previous_pin:
   description: The pinning package that is installed.
   type: str
   returned: always
@@ -194,7 +194,7 @@ unheld:
   returned: always
   sample: []
 release:
-  description: Packages that are held now and have to be let go for the transaction.
+  description: Packages that are held now and have to be released for the transaction.
   type: list
   elements: str
   returned: always
@@ -245,8 +245,7 @@ import shutil
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.urls import open_url
 
-from ansible_collections.gpufleet.llm.plugins.module_utils._driver import packages as driver_packages
-from ansible_collections.gpufleet.llm.plugins.module_utils._driver import state as driver_state
+from ansible_collections.gpufleet.llm.plugins.module_utils._driver import offers, packages, plan, selection, versions
 from ansible_collections.gpufleet.llm.plugins.module_utils._host import facts, files, units
 
 
@@ -255,30 +254,30 @@ def fetch_index(address):
     url = f"{address}/Packages.gz"
     try:
         body = open_url(url, timeout=60).read()
-        return driver_packages.parse_index(gzip.decompress(body).decode("utf-8", "replace"))
+        return offers.parse_index(gzip.decompress(body).decode("utf-8", "replace"))
     except Exception as error:  # urllib, ssl and socket have no class of errors in common
-        raise driver_packages.PackagesError(
+        raise packages.PackagesError(
             f"{url} could not be read ({error}); wanted is the index of NVIDIA's repository. Check cuda_repo_url and the host's way to it. Nothing was changed."
         ) from error
 
 
-def observe(asked):
+def observe(settings):
     """Everything that the module returns, for its options."""
-    seen = driver_packages.observe(hardware=asked["path_rootfs"])
-    wish = driver_packages.wanted(asked, seen["distribution"], asked["tables"].get(seen["distribution"]["id"]))
+    observed = packages.observe(hardware=settings["path_rootfs"])
+    selected = selection.select(settings, observed["distribution"], settings["tables"].get(observed["distribution"]["id"]))
 
     def offer():
-        if asked["source"] == "nvidia_repo":
-            return fetch_index(f"{asked['repository']}/{wish['directory']}/x86_64")
-        return driver_packages.ask_apt(wish)
+        if settings["source"] == "nvidia_repo":
+            return fetch_index(f"{settings['repository']}/{selected['directory']}/x86_64")
+        return offers.ask_apt(selected)
 
-    found = driver_packages.difference(asked, wish, seen, offer, asked["gpus"])
-    kept = [{"path": driver_packages.PREFERENCES, "content": found["preferences"]}] if found["preferences"] else []
+    found = plan.difference(settings, selected, observed, offer, settings["gpus"])
+    kept = [{"path": plan.PREFERENCES, "content": found["preferences"]}] if found["preferences"] else []
     return dict(
         found,
-        foreign_sources=seen["sources"],
-        files_differ=[one["path"] for one in asked["files"] + kept if files.text_or_none(one["path"]) != one["content"]],
-        units=units.units(asked["units"]),
+        foreign_sources=observed["sources"],
+        files_differ=[one["path"] for one in settings["files"] + kept if files.text_or_none(one["path"]) != one["content"]],
+        units=units.units(settings["units"]),
         initramfs=shutil.which("update-initramfs", path=facts.SEARCH_PATH) is not None,
     )
 
@@ -314,7 +313,7 @@ def main():
     )
     try:
         module.exit_json(changed=False, **observe(module.params))
-    except (driver_state.DriverError, driver_packages.PackagesError, units.HostError) as error:
+    except (versions.DriverError, packages.PackagesError, units.HostError) as error:
         module.fail_json(msg=str(error))
 
 

@@ -58,6 +58,19 @@ options:
       num_batch:
         description: Tokens of a batch. Default is what Ollama would choose by its own rule.
         type: int
+      context_extension:
+        description: Plan the model with a longer context, as O(gpufleet.llm.ollama_model#module:context_extension) makes it.
+        type: dict
+        suboptions:
+          method:
+            description: The scaling.
+            type: str
+            choices: [yarn]
+            required: true
+          factor:
+            description: By how much the native context grows, above 1 and up to 4.
+            type: float
+            required: true
       metadata:
         description: GGUF keys with C(tensors), a list of C(name), C(type) and C(shape) as C(/api/show) gives it, and C(file_bytes).
         type: dict
@@ -250,18 +263,27 @@ import re
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.common.respawn import has_respawned, respawn_module
 
-from ansible_collections.gpufleet.llm.plugins.module_utils._gpu import nvml
+from ansible_collections.gpufleet.llm.plugins.module_utils._gpu import client as gpu_client
+from ansible_collections.gpufleet.llm.plugins.module_utils._gpu import sample as gpu_sample
 from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import client as ollama_client
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import extension
+from ansible_collections.gpufleet.llm.plugins.module_utils._plan import cards as plan_cards
+from ansible_collections.gpufleet.llm.plugins.module_utils._plan import context_extension
 from ansible_collections.gpufleet.llm.plugins.module_utils._plan import dry_run as plan_dry_run
-from ansible_collections.gpufleet.llm.plugins.module_utils._plan import formula, gguf
-from ansible_collections.gpufleet.llm.plugins.module_utils._plan import plan as plan_plan
+from ansible_collections.gpufleet.llm.plugins.module_utils._plan import file as plan_file
+from ansible_collections.gpufleet.llm.plugins.module_utils._plan import ggml as plan_ggml
+from ansible_collections.gpufleet.llm.plugins.module_utils._plan import given as plan_given
+from ansible_collections.gpufleet.llm.plugins.module_utils._plan import kv_cache as plan_kv_cache
+from ansible_collections.gpufleet.llm.plugins.module_utils._plan import make as plan_make
+from ansible_collections.gpufleet.llm.plugins.module_utils._plan import shape as plan_shape
+from ansible_collections.gpufleet.llm.plugins.module_utils._plan import sources as plan_sources
 
 SOURCES = ("metadata", "gguf", "url", "ref", "from_server")
 CARD = {
     "name": {"type": "str"},
     "uuid": {"type": "str"},
     "total_mib": {"type": "int", "required": True},
-    "reserved_mib": {"type": "int", "default": plan_plan.DEFAULT_RESERVED_MIB},
+    "reserved_mib": {"type": "int", "default": plan_cards.DEFAULT_RESERVED_MIB},
     "used_mib": {"type": "int", "default": 0},
     "compute_capability": {"type": "str"},
 }
@@ -269,52 +291,61 @@ MODEL = {
     "name": {"type": "str"},
     "num_ctx": {"type": "int"},
     "num_parallel": {"type": "int", "default": 1},
-    "kv_cache_type": {"type": "str", "default": "f16", "choices": list(formula.KV_TYPES)},
+    "kv_cache_type": {"type": "str", "default": "f16", "choices": list(plan_kv_cache.KV_TYPES)},
     "flash_attention": {"type": "bool", "default": True},
     "num_batch": {"type": "int"},
+    "context_extension": {
+        "type": "dict",
+        "options": {"method": {"type": "str", "choices": ["yarn"], "required": True}, "factor": {"type": "float", "required": True}},
+    },
     "metadata": {"type": "dict"},
     "gguf": {"type": "path"},
     "url": {"type": "str"},
     "ref": {"type": "str"},
     "from_server": {"type": "str"},
 }
-ERRORS = (plan_plan.PlanError, formula.VramError, gguf.GgufError, ollama_client.OllamaError, plan_dry_run.DryRunError)
+ERRORS = (extension.ExtensionError, plan_cards.PlanError, plan_shape.VramError, plan_ggml.GgufError, ollama_client.OllamaError, plan_dry_run.DryRunError)
 
 
-def wish_of(model, client, headers):
-    """A model of the arguments as plan_plan takes it; its header is read once for all models of the same source."""
-    name = model["name"] or model["ref"] or model["from_server"] or os.path.basename(model["gguf"] or model["url"] or "") or "the model"
+def model_of(given, client, headers):
+    """An entry of O(models) as _plan.make takes it; its header is read once for all models of the same source."""
+    file_name = os.path.basename(given["gguf"] or given["url"] or "")
+    name = given["name"] or given["ref"] or given["from_server"] or file_name or "the model"
     for setting, least, most in (("num_ctx", 1, 1 << 24), ("num_parallel", 1, 1024), ("num_batch", 1, 1 << 20)):
-        if model[setting] is not None and not least <= model[setting] <= most:
-            raise plan_plan.PlanError(f"Model {name}: {setting}={model[setting]} is out of bounds; wanted is {least:,} to {most:,}.")
-    source = next((kind, model[kind]) for kind in SOURCES if model[kind] is not None)
+        value = given[setting]
+        if value is not None and not least <= value <= most:
+            raise plan_cards.PlanError(f"Model {name}: {setting}={value} is out of bounds; wanted is {least:,} to {most:,}.")
+    source = next((kind, given[kind]) for kind in SOURCES if given[kind] is not None)
     header = next((known for asked, known in headers if asked == source), None)
     if header is None:
         header = header_of(source[0], source[1], client)
         headers.append((source, header))
+    if given["context_extension"]:
+        wanted = extension.declared(given["context_extension"], f"Model {name}: ")
+        header = context_extension.extended_header(header, wanted)
     settings = ("num_ctx", "num_parallel", "kv_cache_type", "flash_attention", "num_batch")
-    return {"name": name, "header": header, "gguf": model["gguf"], **{key: model[key] for key in settings}}
+    return {"name": name, "header": header, "gguf": given["gguf"], **{key: given[key] for key in settings}}
 
 
 def header_of(kind, value, client):
     """The header of a model from one of SOURCES."""
     if kind == "gguf":
-        return gguf.read_file(value)
+        return plan_sources.read_file(value)
     if kind == "url":
-        return gguf.read_url(value)
+        return plan_sources.read_url(value)
     if kind == "ref":
-        return gguf.read_registry(value)
+        return plan_sources.read_registry(value)
     if kind == "from_server":
         return header_of_server(client.show(value), value)
-    return gguf.from_metadata(value)
+    return plan_given.from_metadata(value)
 
 
 def header_of_server(answer, name):
     """The whole header where the server's blob can be read from here (its Modelfile names it), else what the server says."""
     blob = re.search(r"^FROM (/\S+)$", answer.get("modelfile", ""), re.MULTILINE)
     if blob and os.access(blob[1], os.R_OK):
-        return {**gguf.read_file(blob[1]), "source": f"{name} (Ollama server)"}
-    return gguf.from_show(answer, name)
+        return {**plan_sources.read_file(blob[1]), "source": f"{name} (Ollama server)"}
+    return plan_given.from_show(answer, name)
 
 
 def read_text(path):
@@ -326,13 +357,13 @@ def read_text(path):
 
 
 def dry_runs(module, engine):
-    """The dry run as plan_plan.make() wants it: what the written plan remembers of it, or the engine's answer now."""
+    """The dry run as plan_make.make() wants it: what the written plan remembers of it, or the engine's answer now."""
     written = read_text(module.params["write_to"])
     given = module.params["gpus"] is not None
 
-    def dry_run(wish, cards, num_batch):
-        before = plan_plan.remembered(written, wish, cards, num_batch, engine["label"])
-        return before or plan_dry_run.run(engine, wish, cards, num_batch, given)
+    def dry_run(model, cards, num_batch):
+        before = plan_file.remembered(written, model, cards, num_batch, engine["label"])
+        return before or plan_dry_run.run(engine, model, cards, num_batch, given)
 
     return dry_run
 
@@ -340,23 +371,23 @@ def dry_runs(module, engine):
 def cards_of(module):
     """(cards, None), or (None, why no card could be read and nothing was given instead)."""
     if module.params["gpus"] is not None:
-        return plan_plan.cards_given(module.params["gpus"]), None
+        return plan_cards.given(module.params["gpus"]), None
     python = os.path.join(module.params["venv"], "bin/python")
-    if nvml.client() is None and not has_respawned() and os.access(python, os.X_OK):
+    if gpu_client.load() is None and not has_respawned() and os.access(python, os.X_OK):
         respawn_module(python)
     instead = module.params["gpus_if_unreadable"]
     try:
-        return plan_plan.cards_read(nvml.sample()), None
-    except plan_plan.PlanError as error:
+        return plan_cards.read(gpu_sample.sample()), None
+    except plan_cards.PlanError as error:
         if instead is None:
             raise
-        return (plan_plan.cards_given(instead) if instead else None), str(error)
+        return (plan_cards.given(instead) if instead else None), str(error)
 
 
 def write(module, path, plan):
     """Bring the file to the plan; {changed, diff}."""
-    after, before = plan_plan.document(plan), read_text(path)
-    changed = not plan_plan.same(before, plan)
+    after, before = plan_file.document(plan), read_text(path)
+    changed = not plan_file.same(before, plan)
     if changed and not module.check_mode:
         if not os.path.isdir(os.path.dirname(path)):
             module.fail_json(msg=f"The folder of write_to={path} is not there. Make it first, owned by root, mode 0755.")
@@ -369,64 +400,77 @@ def write(module, path, plan):
     return {"changed": changed, "diff": {"before_header": path, "after_header": path, "before": before, "after": after if changed else before}}
 
 
-def main():
-    module = AnsibleModule(
-        argument_spec={
-            "models": {
-                "type": "list",
-                "elements": "dict",
-                "required": True,
-                "options": MODEL,
-                "mutually_exclusive": [SOURCES],
-                "required_one_of": [SOURCES],
-            },
-            "gpus": {"type": "list", "elements": "dict", "options": CARD},
-            "gpus_if_unreadable": {"type": "list", "elements": "dict", "options": CARD},
-            "method": {"type": "str", "default": "auto", "choices": ["auto", "formula", "dry_run"]},
-            "engine": {"type": "path", "default": "/opt/ollama/current/lib/ollama"},
-            "engine_environment": {"type": "dict", "default": {}},
-            "engine_user": {"type": "str", "default": "ollama"},
-            "engine_build": {"type": "int"},
-            "reserve_mib": {"type": "int", "default": 1024},
-            "max_loaded_models": {"type": "int", "default": 1},
-            "state": {"type": "str", "default": "planned", "choices": ["planned", "asserted"]},
-            "write_to": {"type": "path"},
-            "server_url": {"type": "str", "default": ollama_client.DEFAULT_URL},
-            "venv": {"type": "path", "default": "/opt/gpufleet/venv"},
-        },
-        supports_check_mode=True,
-    )
-    asked = module.params
-    result = {"changed": False}
-    try:
-        cards, unreadable = cards_of(module)
-        client = ollama_client.Client(asked["server_url"], timeout=30)
-        headers = []
-        wishes = [wish_of(model, client, headers) for model in asked["models"]]
-        engine = None if asked["method"] == "formula" else plan_dry_run.find(asked["engine"], asked["engine_environment"], asked["engine_user"])
-        if asked["method"] == "dry_run" and engine is None:
-            module.fail_json(
-                msg=f"method=dry_run needs llama-server in engine={asked['engine']}, and it is not there."
-                " Install Ollama (role gpufleet.llm.ollama) or use method=formula."
-            )
-        plan = plan_plan.make(
-            wishes,
-            cards or [],
-            reserve_mib=asked["reserve_mib"],
-            max_loaded_models=asked["max_loaded_models"],
-            build=asked["engine_build"] or (engine and engine["build"]),
-            dry_run=engine and cards and dry_runs(module, engine),
+ARGUMENTS = {
+    "models": {
+        "type": "list",
+        "elements": "dict",
+        "required": True,
+        "options": MODEL,
+        "mutually_exclusive": [SOURCES],
+        "required_one_of": [SOURCES],
+    },
+    "gpus": {"type": "list", "elements": "dict", "options": CARD},
+    "gpus_if_unreadable": {"type": "list", "elements": "dict", "options": CARD},
+    "method": {"type": "str", "default": "auto", "choices": ["auto", "formula", "dry_run"]},
+    "engine": {"type": "path", "default": "/opt/ollama/current/lib/ollama"},
+    "engine_environment": {"type": "dict", "default": {}},
+    "engine_user": {"type": "str", "default": "ollama"},
+    "engine_build": {"type": "int"},
+    "reserve_mib": {"type": "int", "default": 1024},
+    "max_loaded_models": {"type": "int", "default": 1},
+    "state": {"type": "str", "default": "planned", "choices": ["planned", "asserted"]},
+    "write_to": {"type": "path"},
+    "server_url": {"type": "str", "default": ollama_client.DEFAULT_URL},
+    "venv": {"type": "path", "default": "/opt/gpufleet/venv"},
+}
+
+
+def engine_of(asked):
+    """The engine for dry runs, or None; PlanError where it is needed and missing."""
+    if asked["method"] == "formula":
+        return None
+    engine = plan_dry_run.find(asked["engine"], asked["engine_environment"], asked["engine_user"])
+    if asked["method"] == "dry_run" and engine is None:
+        raise plan_cards.PlanError(
+            f"method=dry_run needs llama-server in engine={asked['engine']}, and it is not there."
+            " Install Ollama (role gpufleet.llm.ollama) or use method=formula."
         )
-    except ERRORS as error:
-        module.fail_json(msg=str(error))
+    return engine
+
+
+def make_plan(module, models, cards, unreadable):
+    """The plan, with what could not be read among its warnings."""
+    asked, engine = module.params, engine_of(module.params)
+    plan = plan_make.make(
+        models,
+        cards or [],
+        reserve_mib=asked["reserve_mib"],
+        max_loaded_models=asked["max_loaded_models"],
+        build=asked["engine_build"] or (engine and engine["build"]),
+        dry_run=engine and cards and dry_runs(module, engine),
+    )
     if unreadable:
         plan["warnings"].append(f"{unreadable} Planned for the cards in gpus_if_unreadable." if cards else unreadable)
     if cards is None:
         plan["fits"] = None
+    return plan
+
+
+def main():
+    module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
+    asked = module.params
+    try:
+        cards, unreadable = cards_of(module)
+        client, headers = ollama_client.Client(asked["server_url"], timeout=30), []
+        models = [model_of(given, client, headers) for given in asked["models"]]
+        plan = make_plan(module, models, cards, unreadable)
+    except ERRORS as error:
+        module.fail_json(msg=str(error))
     if asked["method"] == "dry_run" and plan["method"] != "dry_run":
         module.fail_json(msg=f"The dry run could not be had. {' '.join(plan['warnings'])}", plan=plan)
-    result["plan"] = plan
-    result["sources"] = [{"name": wish["name"], **{key: wish["header"][key] for key in ("source", "bytes_read", "requests", "file_bytes")}} for wish in wishes]
+    read = ("source", "bytes_read", "requests", "file_bytes")
+    sources = [{"name": model["name"], **{key: model["header"][key] for key in read}} for model in models]
+    result = {"changed": False, "plan": plan, "sources": sources}
     for warning in plan["warnings"]:
         module.warn(warning)
     faults = plan["errors"] + plan["problems"]

@@ -15,7 +15,7 @@ description:
   - Says what is the matter where there is no GPU, no driver, no library, a library of another version, or a GPU that
     fell off the bus. It does not fail for any of these; what could not be read is null and never 0.
   - Uses C(nvidia-ml-py) of O(python), else of the Python it runs under, else the program C(nvidia-smi), else the bare
-    library, which tells names and memory only.
+    library, which knows names and memory only.
   - Changes nothing.
 author:
   - The gpufleet.llm maintainers (@gpufleet)
@@ -25,7 +25,7 @@ options:
   python:
     description:
       - A Python that can import C(pynvml) of nvidia-ml-py, such as the role P(gpufleet.llm.cuda#role) provides. The
-        module starts itself anew with it; a path that does not exist is passed over.
+        module starts itself again with it; a path that does not exist is passed over.
     type: path
     default: /opt/gpufleet/venv/bin/python
   path_rootfs:
@@ -52,22 +52,22 @@ options:
 """
 
 EXAMPLES = r"""
-- name: Look at the GPUs
+- name: Read the state of the GPUs
   gpufleet.llm.gpu_info:
     expected_gpus:
       - name: RTX 4090
         count: 2
-  register: look
+  register: gpus
 
 - name: Stop where something is the matter
   ansible.builtin.fail:
-    msg: "{{ look.problems | map(attribute='message') | join(' ') }}"
-  when: look.problems | length > 0
+    msg: "{{ gpus.problems | map(attribute='message') | join(' ') }}"
+  when: gpus.problems | length > 0
 
 - name: Show who holds how much of the cards' memory
   ansible.builtin.debug:
     msg: "{{ item.unit }} ({{ item.pid }}): {{ item.used_mib }} MiB"
-  loop: "{{ look.processes or [] }}"
+  loop: "{{ gpus.processes or [] }}"
 """
 
 RETURN = r"""
@@ -88,7 +88,7 @@ gpus:
     - One entry a GPU, in the order of the PCI bus. C(state) of each is C(ok), C(lost) or C(error), with C(message).
     - Memory is in MiB. C(total_mib) less C(reserved_mib) can be used; C(used_mib) is without what is reserved, unless
       C(reserved_mib) is null.
-    - Null stands for what the card or its driver does not tell.
+    - Null stands for what the card or its driver does not say.
   type: list
   elements: dict
   returned: always
@@ -125,7 +125,7 @@ gpus:
       pcie_replays: 0
       recovery_action: none
 processes:
-  description: Who uses the GPUs; null when no GPU could tell. C(used_mib) is null where the driver does not say.
+  description: Who uses the GPUs; null when no GPU answered. C(used_mib) is null where the driver does not say.
   type: list
   elements: dict
   returned: always
@@ -144,9 +144,9 @@ processes:
 driver:
   description:
     - The driver. C(loaded_version) is the kernel module's, C(library_version) that of libnvidia-ml, and C(kernels)
-      tells for each installed kernel which module is on disk, with C(next) on the one that boots next.
-    - C(ollama) tells the branch that Ollama wants at least, and which of its CUDA libraries this driver serves.
-    - C(reboot) tells whether a reboot is needed and why, and whether it is safe, that is, whether the kernel that
+      says for each installed kernel which module is on disk, with C(next) on the one that boots next.
+    - C(ollama) is the branch that Ollama wants at least, and which of its CUDA libraries this driver serves.
+    - C(reboot) says whether a reboot is needed and why, and whether it is safe, that is, whether the kernel that
       boots next has a module of the library's version.
   type: dict
   returned: always
@@ -169,6 +169,7 @@ driver:
         module: nvidia
         flavour: open
         signed: false
+        error: null
     dkms:
       - module: nvidia
         version: 580.126.09
@@ -177,14 +178,15 @@ driver:
         error: null
     secure_boot: false
     nouveau_loaded: false
-    distribution: {id: debian, version_id: "12"}
+    distribution: {id: debian, version_id: "12", pretty_name: Debian GNU/Linux 12 (bookworm)}
     ollama: {minimum: 550, libraries: [cuda_v12, cuda_v13], ok: true}
     reboot: {needed: false, reason: null, safe: true, blocked_by: null}
 problems:
   description: >-
     Everything that is the matter, with a C(code) (C(platform), C(no_library), C(not_loaded), C(mismatch),
     C(no_permission), C(no_gpu), C(error), C(gpu_lost), C(gpu_error), C(driver_too_old), C(gpus_differ), C(nouveau),
-    C(reboot_needed), C(reboot_blocked)) and a C(message).
+    C(reboot_needed), C(reboot_blocked)), a C(message), and C(stops), which says which hosts cannot serve with it (C(always) any,
+    C(gpu) those that need a GPU, C(never) none).
   type: list
   elements: dict
   returned: always
@@ -198,7 +200,7 @@ client:
   description:
     - The Python that read NVML and the versions of the distributions C(nvidia_ml_py) and C(pynvml) in it (null for none).
       C(pynvml) is deprecated and hooks every start of Python; it should not be there.
-    - C(python_found) tells whether O(python) exists, and C(python_in_venv) whether a virtual environment holds it.
+    - C(python_found) says whether O(python) exists, and C(python_in_venv) whether a virtual environment holds it.
   type: dict
   returned: always
   sample:
@@ -220,15 +222,17 @@ import sys
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.common.respawn import has_respawned, respawn_module
 
+from ansible_collections.gpufleet.llm.plugins.module_utils._driver import problems as driver_problems
 from ansible_collections.gpufleet.llm.plugins.module_utils._driver import state as driver_state
+from ansible_collections.gpufleet.llm.plugins.module_utils._driver import versions
 from ansible_collections.gpufleet.llm.plugins.module_utils._gpu import client, sample
 
 
 def observe(asked):
     """Everything that the module returns, for its options."""
     taken = sample.sample()
-    seen = driver_state.observe(asked["path_rootfs"], taken)
-    problems = driver_state.judge(seen, taken, asked["ollama_version"], asked["expected_gpus"])
+    state = driver_state.observe(asked["path_rootfs"], taken)
+    problems = driver_problems.judge(state, taken, asked["ollama_version"], asked["expected_gpus"])
     capabilities = [gpu["compute_capability"] for gpu in taken["gpus"] if gpu["compute_capability"]]
     ml_py, deprecated = client.versions()
     return {
@@ -238,16 +242,16 @@ def observe(asked):
         "gpus": [{key: value for key, value in gpu.items() if key != "processes"} for gpu in taken["gpus"]],
         "processes": sample.processes(taken),
         "driver": dict(
-            seen,
+            state,
             branch=taken["driver_branch"],
             nvml_version=taken["nvml_version"],
             cuda_version=taken["cuda_version"],
-            ollama=driver_state.ollama_serves(
-                seen["loaded_version"] or seen["library_version"],
+            ollama=versions.ollama_serves(
+                state["loaded_version"] or state["library_version"],
                 asked["ollama_version"],
-                min(capabilities, key=driver_state.version_key, default=None),
+                min(capabilities, key=versions.version_key, default=None),
             ),
-            reboot=driver_state.reboot(seen),
+            reboot=driver_problems.reboot(state),
         ),
         "problems": problems,
         "client": {
@@ -282,7 +286,7 @@ def main():
         respawn_module(asked["python"])
     try:
         module.exit_json(changed=False, **observe(asked))
-    except driver_state.DriverError as error:
+    except versions.DriverError as error:
         module.fail_json(msg=str(error))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: host_info
-short_description: Look at everything that a role's preflight asks of a host, once
+short_description: Read everything that a role's preflight asks of a host, in one round trip
 version_added: 1.0.0
 description:
   - Reads the distribution, systemd's version, free space, links and files, who listens on a port, and the state of units, in one round trip.
@@ -19,7 +19,7 @@ extends_documentation_fragment:
   - gpufleet.llm.attributes.info
 options:
   paths:
-    description: Paths to look at; free space is that of the nearest parent that exists.
+    description: Paths whose state is wanted; free space is that of the nearest parent that exists.
     type: list
     elements: path
     default: []
@@ -34,19 +34,19 @@ options:
     elements: str
     default: []
   commands:
-    description: Programs to look for.
+    description: Programs whose path is wanted.
     type: list
     elements: str
     default: []
 """
 
 EXAMPLES = r"""
-- name: Look at the host once
+- name: Read the host's state
   gpufleet.llm.host_info:
     paths: [/opt/ollama, /opt/ollama/current]
     ports: [11434]
     units: [ollama.service]
-  register: __look
+  register: __state
 """
 
 RETURN = r"""
@@ -133,10 +133,10 @@ def main():
     )
     asked = module.params
     try:
-        seen = facts.observe(asked["paths"], asked["ports"], asked["units"], asked["commands"])
+        state = facts.observe(asked["paths"], asked["ports"], asked["units"], asked["commands"])
     except units.HostError as error:
         module.fail_json(msg=str(error))
-    module.exit_json(changed=False, **seen)
+    module.exit_json(changed=False, **state)
 
 
 if __name__ == "__main__":

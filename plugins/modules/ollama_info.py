@@ -44,8 +44,8 @@ options:
   plan:
     description: File of the plan on the managed host, for RV(plan_pending).
     type: path
-  wishes:
-    description: Fingerprint of the wishes that the plan in O(plan) was made for. It is kept in O(measured).
+  fingerprint:
+    description: Fingerprint of the settings that the plan in O(plan) was made for. It is kept in O(measured).
     type: str
     default: ""
   must_answer:
@@ -203,11 +203,11 @@ measured:
   type: dict
   returned: always
 measured_pending:
-  description: Whether O(measured) holds something else than RV(measured) under C(models) and O(wishes) under C(wishes).
+  description: Whether O(measured) holds something else than RV(measured) under C(models) and O(fingerprint) under C(fingerprint).
   type: bool
   returned: always
 plan_pending:
-  description: Whether O(plan) is not there, or was made for other wishes.
+  description: Whether O(plan) is not there, or was made for other settings.
   type: bool
   returned: always
 undeclared:
@@ -243,7 +243,7 @@ def main():
             "measured": {"type": "path"},
             "planned": {"type": "list", "elements": "dict", "default": []},
             "plan": {"type": "path"},
-            "wishes": {"type": "str", "default": ""},
+            "fingerprint": {"type": "str", "default": ""},
             "must_answer": {"type": "bool", "default": True},
             "url": {"type": "str", "default": ollama_client.DEFAULT_URL},
             "timeout": {"type": "int", "default": 600},
@@ -298,8 +298,8 @@ def look(params, entries, service, must_answer):
         "loaded": [ollama_declared.loaded_as(one, store) for one in ps],
         "declared": compared,
         "measured": measured,
-        "measured_pending": bool(params["measured"]) and (measured, params["wishes"]) != (remembered.held, remembered.wishes),
-        "plan_pending": bool(params["plan"]) and (not os.path.exists(params["plan"]) or params["wishes"] != remembered.wishes),
+        "measured_pending": bool(params["measured"]) and (measured, params["fingerprint"]) != (remembered.held, remembered.fingerprint),
+        "plan_pending": bool(params["plan"]) and (not os.path.exists(params["plan"]) or params["fingerprint"] != remembered.fingerprint),
         "undeclared": ollama_declared.undeclared([entry.declared for entry in entries if entry.declared], store.all()),
         "requests": {"count": len(client.server.requests), "seconds": round(client.server.seconds, 4)},
     }

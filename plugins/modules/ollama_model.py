@@ -114,6 +114,28 @@ options:
     description: Quantise float weights (f16, bf16, f32) to this type while they are imported.
     type: str
     choices: [f16, bf16, q4_k_m, q4_k_s, q8_0]
+  context_extension:
+    description:
+      - A longer context than the model was trained for, by a scaling of its positions that its makers have validated.
+      - The weights of O(from) are written once more behind a header that asks for the scaling, into O(models_dir); nothing is downloaded again.
+      - Known to be right for Qwen2.5 and Qwen3 models whose header says 32,768 or 40,960 tokens; others are refused.
+      - Short texts can come out worse, since the scaling is the same for each length; take the smallest factor that is enough.
+    type: dict
+    suboptions:
+      method:
+        description: The scaling.
+        type: str
+        choices: [yarn]
+        required: true
+      factor:
+        description: By how much the native context grows, above 1 and up to 4. With 32,768 native tokens, V(2) gives 65,536 and V(4) gives 131,072.
+        type: float
+        required: true
+  models_dir:
+    description:
+      - The folder of the server's models on this host, its C(OLLAMA_MODELS). Needed for O(context_extension) only.
+      - It is written to as the user that owns it.
+    type: path
   base_digest:
     description:
       - The digest that O(from) must have (without it the model itself), 12 to 64 hex digits, as M(gpufleet.llm.ollama_info) and C(ollama list) show it.
@@ -178,6 +200,15 @@ EXAMPLES = r"""
     quantize: q8_0
     template: !unsafe "{{ .System }} {{ .Prompt }}"
 
+- name: Serve 65,536 tokens of a model that was trained for 32,768
+  gpufleet.llm.ollama_model:
+    name: qwen3-14b-64k
+    from: qwen3:14b
+    context_extension: {method: yarn, factor: 2}
+    models_dir: /var/lib/ollama/models
+    parameters:
+      num_ctx: 65536
+
 - name: Pin a model to the version that was tested
   gpufleet.llm.ollama_model:
     name: qwen3:14b
@@ -229,6 +260,10 @@ bytes_uploaded:
   description: Bytes that were sent to the server.
   type: int
   returned: always
+bytes_written:
+  description: Bytes of weights that O(context_extension) has written into the folder of the models.
+  type: int
+  returned: always
 loaded:
   description: Whether the model is in memory.
   type: bool
@@ -252,17 +287,22 @@ requests:
   sample: {count: 3, writes: 0, seconds: 0.004}
 """
 
+import functools
+
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import apply as ollama_apply
 from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import client as ollama_client
 from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import declaration as ollama_declaration
 from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import difference as ollama_difference
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import extension as ollama_extension
 from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import load as ollama_load
 from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import names as ollama_names
 from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import parameters as ollama_parameters
 from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import service as ollama_service
 from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import store as ollama_store
+from ansible_collections.gpufleet.llm.plugins.module_utils._plan import context_extension
+from ansible_collections.gpufleet.llm.plugins.module_utils._plan.ggml import GgufError
 
 SOURCES = ("from", "gguf", "modelfile", "modelfile_path")
 
@@ -292,6 +332,11 @@ def argument_spec():
         "renderer": {"type": "str"},
         "parser": {"type": "str"},
         "quantize": {"type": "str", "choices": ["f16", "bf16", "q4_k_m", "q4_k_s", "q8_0"]},
+        "context_extension": {
+            "type": "dict",
+            "options": {"method": {"type": "str", "choices": ["yarn"], "required": True}, "factor": {"type": "float", "required": True}},
+        },
+        "models_dir": {"type": "path"},
         "base_digest": {"type": "str"},
         "pull": {"type": "str", "choices": ["missing", "always", "never"], "default": "missing"},
         "insecure": {"type": "bool", "default": False},
@@ -315,7 +360,9 @@ def declared_by(params):
         except (OSError, ValueError) as error:
             raise ollama_declaration.ModelError(f"The Modelfile {path} cannot be read: {error}. Wanted a text file on the managed host.") from None
     if params["state"] == "loaded" and not any(params[key] for key in SOURCES) and not params["base_digest"] and params["pull"] == "missing":
-        if any(params[key] for key in ("parameters", "template", "system", "license", "messages", "adapter", "renderer", "parser", "quantize")):
+        if any(
+            params[key] for key in ("parameters", "template", "system", "license", "messages", "adapter", "renderer", "parser", "quantize", "context_extension")
+        ):
             return ollama_declaration.declare(entry, folder)
         return None
     return ollama_declaration.declare(entry, folder)
@@ -324,7 +371,9 @@ def declared_by(params):
 def perform(client, params, result):
     """Bring about the state; what to return of it beside `result`."""
     name, state, patience = ollama_names.short_name(params["name"]), params["state"], params["unload_timeout"]
-    store, told = ollama_store.Store(client), {"name": name}
+    folder = params["models_dir"]
+    extend = functools.partial(context_extension.place, folder) if folder else None
+    store, told = ollama_store.Store(client, extend), {"name": name}
     if state == "absent":
         ollama_apply.ensure_absent(client, store, name, result, patience)
         return {**told, "digest": None}
@@ -358,7 +407,7 @@ def measured(client, name, entry, params, result):
     problem = ollama_load.offload_problem(name, entry)
     if problem and not params["allow_offload"] and not (result.check and result.changed):
         layout = ollama_service.layout(params["unit"], result.loaded_at) if params["unit"] and result.loaded_at else None
-        raise ollama_declaration.ModelError(problem + ollama_load.take_back(client, name, result, layout, params["unload_timeout"]))
+        raise ollama_declaration.ModelError(problem + ollama_load.undo_load(client, name, result, layout, params["unload_timeout"]))
     asked, got = (params["parameters"] or {}).get("num_ctx"), entry.get("context_length")
     if asked and got and str(asked).isdigit() and got < int(asked):
         result.warnings.append(
@@ -387,7 +436,7 @@ def main():
         if not (module.check_mode and error.down):
             module.fail_json(msg=str(error), changed=result.changed and not module.check_mode, actions=result.actions)
         told = predicted_without_server(params, result, error)
-    except (ollama_declaration.ModelError, ollama_parameters.ModelfileError, ValueError) as error:
+    except (ollama_declaration.ModelError, ollama_parameters.ModelfileError, ollama_extension.ExtensionError, GgufError, ValueError) as error:
         module.fail_json(msg=str(error), changed=result.changed and not module.check_mode, actions=result.actions)
     for warning in result.warnings:
         module.warn(warning)
@@ -398,6 +447,7 @@ def main():
         actions=result.actions,
         bytes_pulled=result.bytes_pulled,
         bytes_uploaded=result.bytes_uploaded,
+        bytes_written=result.bytes_written,
         requests={"count": len(client.server.requests), "writes": client.server.writes, "seconds": round(client.server.seconds, 4)},
         diff={"before": before, "after": after, "before_header": params["name"], "after_header": params["name"]},
         **told,

@@ -28,7 +28,7 @@ options:
   state:
     description:
       - V(present) makes a copy and removes the oldest ones beyond O(keep); with O(marker) it notes the upgrade.
-      - V(restored) puts the copy O(name) back. The service has to be stopped.
+      - V(restored) restores the copy O(name). The service has to be stopped.
       - V(verified) fails where the data has less rows of users, chats, functions or files than the copy O(name), or is damaged; else it
         removes O(marker).
     type: str
@@ -141,7 +141,7 @@ def restored(asked, check_mode):
     """Put a copy back."""
     chosen = choose(asked)
     if not check_mode:
-        backup.restore(asked["backup_dir"], chosen["name"], asked["data_dir"])
+        backup.restore_backup(asked["backup_dir"], chosen["name"], asked["data_dir"])
     return {"changed": True, "backup": chosen}
 
 

@@ -54,6 +54,7 @@ differences:
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.gpufleet.llm.plugins.module_utils._open_webui import client as open_webui_client
+from ansible_collections.gpufleet.llm.plugins.module_utils._open_webui import settings as open_webui_settings
 
 
 def main():
@@ -78,11 +79,11 @@ def main():
 
 def apply(client, wanted, check_mode):
     """Look, compare, act."""
-    observed = open_webui_client.observe_config(client, wanted)
-    wanted = {key: open_webui_client.as_held(observed[key], value) for key, value in wanted.items()}
+    observed = open_webui_settings.observe(client, wanted)
+    wanted = {key: open_webui_settings.as_held(observed[key], value) for key, value in wanted.items()}
     differences = open_webui_client.difference(observed, wanted)
     if differences and not check_mode:
-        open_webui_client.put_config(client, {key: wanted[key] for key in differences})
+        open_webui_settings.put(client, {key: wanted[key] for key in differences})
     lines = {name: "".join(f"{key}: {values[key]}\n" for key in sorted(differences)) for name, values in (("before", observed), ("after", wanted))}
     return {"changed": bool(differences), "differences": differences, "diff": lines}
 

@@ -84,6 +84,7 @@ differences:
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.gpufleet.llm.plugins.module_utils._open_webui import client as open_webui_client
+from ansible_collections.gpufleet.llm.plugins.module_utils._open_webui import functions as open_webui_functions
 
 SHOWN = ("name", "description", "active", "global", "valves")
 
@@ -117,13 +118,13 @@ def main():
 
 def apply(client, asked, check_mode):
     """Look, compare, act."""
-    observed = open_webui_client.unless_fresh(lambda: open_webui_client.observe_function(client, asked["id"]), check_mode)
+    observed = open_webui_client.unless_fresh(lambda: open_webui_functions.observe(client, asked["id"]), check_mode)
     if asked["state"] == "absent":
         if observed is not None and not check_mode:
-            open_webui_client.delete_function(client, asked["id"])
+            open_webui_functions.delete(client, asked["id"])
         differences = [] if observed is None else ["state"]
         return {"changed": bool(differences), "differences": differences, "diff": show(asked["id"], observed, None)}
-    wanted = open_webui_client.wanted_function(observed, asked)
+    wanted = open_webui_functions.wanted(observed, asked)
     if observed is None and not (wanted["name"] and wanted["content"]):
         raise open_webui_client.OpenWebuiError("it is not there, and without name and content it cannot be made.")
     differences = open_webui_client.difference(observed, wanted)
@@ -134,8 +135,8 @@ def apply(client, asked, check_mode):
         "diff": show(asked["id"], observed, wanted),
     }
     if differences and not check_mode:
-        open_webui_client.put_function(client, asked["id"], observed, wanted)
-        left = open_webui_client.difference(open_webui_client.observe_function(client, asked["id"]), wanted)
+        open_webui_functions.put(client, asked["id"], observed, wanted)
+        left = open_webui_client.difference(open_webui_functions.observe(client, asked["id"]), wanted)
         if left:
             raise open_webui_client.OpenWebuiError(f"the server took the change and still differs in {', '.join(left)}; see its log.")
     return result

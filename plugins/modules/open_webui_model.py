@@ -96,6 +96,7 @@ differences:
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.gpufleet.llm.plugins.module_utils._open_webui import client as open_webui_client
+from ansible_collections.gpufleet.llm.plugins.module_utils._open_webui import models as open_webui_models
 
 
 def main():
@@ -128,19 +129,19 @@ def main():
 
 def apply(client, asked, check_mode):
     """Look, compare, act."""
-    observed = open_webui_client.unless_fresh(lambda: open_webui_client.observe_model(client, asked["id"]), check_mode)
+    observed = open_webui_client.unless_fresh(lambda: open_webui_models.observe(client, asked["id"]), check_mode)
     if asked["state"] == "absent":
         if observed is not None and not check_mode:
-            open_webui_client.delete_model(client, asked["id"])
+            open_webui_models.delete(client, asked["id"])
         differences = [] if observed is None else ["state"]
         return {"changed": bool(differences), "differences": differences, "diff": show(asked["id"], observed, None)}
-    wanted = open_webui_client.wanted_model(observed, asked)
+    wanted = open_webui_models.wanted(observed, asked)
     wanted["name"] = wanted["name"] or asked["id"]
     differences = open_webui_client.difference(observed, wanted)
     result = {"changed": bool(differences), "differences": differences, "model": wanted, "diff": show(asked["id"], observed, wanted)}
     if differences and not check_mode:
-        open_webui_client.put_model(client, asked["id"], observed, wanted)
-        left = open_webui_client.difference(open_webui_client.observe_model(client, asked["id"]), wanted)
+        open_webui_models.put(client, asked["id"], observed, wanted)
+        left = open_webui_client.difference(open_webui_models.observe(client, asked["id"]), wanted)
         if left:
             raise open_webui_client.OpenWebuiError(f"the server took the change and still differs in {', '.join(left)}; see its log.")
     return result

@@ -93,6 +93,8 @@ import os
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.gpufleet.llm.plugins.module_utils._open_webui import client as open_webui_client
+from ansible_collections.gpufleet.llm.plugins.module_utils._open_webui import ready as open_webui_ready
+from ansible_collections.gpufleet.llm.plugins.module_utils._open_webui import users as open_webui_users
 
 
 def main():
@@ -111,8 +113,8 @@ def main():
     asked = module.params
     client = open_webui_client.Client(asked["url"], timeout=asked["timeout_s"])
     try:
-        given_up = functools.partial(open_webui_client.last_words, asked["unit"]) if asked["unit"] else lambda: ""
-        ready_s = open_webui_client.wait_ready(client, 0 if module.check_mode else asked["wait_s"], given_up)
+        given_up = functools.partial(open_webui_ready.last_words, asked["unit"]) if asked["unit"] else lambda: ""
+        ready_s = open_webui_ready.wait_ready(client, 0 if module.check_mode else asked["wait_s"], given_up)
         session, changed = sign_in(client, asked, module.check_mode)
     except open_webui_client.OpenWebuiError as error:
         if module.check_mode and error.status is None:
@@ -125,17 +127,17 @@ def sign_in(client, asked, check_mode):
     """(session, whether the password was changed)."""
     former = read(asked["former_password_file"])
     try:
-        session = open_webui_client.sign_in(client, asked["email"], asked["password"])
+        session = open_webui_users.sign_in(client, asked["email"], asked["password"])
     except open_webui_client.OpenWebuiError as error:
         if error.status not in (400, 401) or former is None:
             raise
-        session = open_webui_client.sign_in(client, asked["email"], former)
+        session = open_webui_users.sign_in(client, asked["email"], former)
         if check_mode:
             return session, True
         client.token = session["token"]
-        open_webui_client.change_password(client, former, asked["password"])
+        open_webui_users.change_password(client, former, asked["password"])
         client.token = None
-        session = open_webui_client.sign_in(client, asked["email"], asked["password"])
+        session = open_webui_users.sign_in(client, asked["email"], asked["password"])
         os.unlink(asked["former_password_file"])
         return session, True
     if former is not None and not check_mode:

@@ -84,6 +84,7 @@ differences:
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.gpufleet.llm.plugins.module_utils._open_webui import client as open_webui_client
+from ansible_collections.gpufleet.llm.plugins.module_utils._open_webui import users as open_webui_users
 
 
 def main():
@@ -111,10 +112,10 @@ def main():
 
 def apply(client, asked, check_mode):
     """Look, compare, act."""
-    observed = open_webui_client.unless_fresh(lambda: open_webui_client.observe_user(client, asked["email"]), check_mode)
+    observed = open_webui_client.unless_fresh(lambda: open_webui_users.observe(client, asked["email"]), check_mode)
     if asked["state"] == "absent":
         if observed is not None and not check_mode:
-            open_webui_client.delete_user(client, observed["id"])
+            open_webui_users.delete(client, observed["id"])
         differences = [] if observed is None else ["state"]
         return {"changed": bool(differences), "differences": differences, "diff": show(observed, None)}
     base = observed or {"name": asked["email"], "role": "user"}
@@ -126,7 +127,7 @@ def apply(client, asked, check_mode):
         observed
         and asked["password"]
         and asked["update_password"] == "always"
-        and not open_webui_client.password_holds(client, asked["email"], asked["password"])
+        and not open_webui_users.password_holds(client, asked["email"], asked["password"])
     ):
         differences.append("password")
     if differences and not check_mode:
@@ -142,12 +143,12 @@ def apply(client, asked, check_mode):
 def act(client, asked, observed, wanted, differences):
     """Make the account, or change what differs in it."""
     if observed is None:
-        open_webui_client.add_user(client, wanted["email"], wanted["name"], wanted["role"], asked["password"])
+        open_webui_users.add(client, wanted["email"], wanted["name"], wanted["role"], asked["password"])
         return
     changes = {key: wanted[key] for key in differences if key != "password"}
     if "password" in differences:
         changes["password"] = asked["password"]
-    open_webui_client.update_user(client, observed["id"], changes)
+    open_webui_users.update(client, observed["id"], changes)
 
 
 def show(before, after):

@@ -49,7 +49,7 @@ options:
         type: path
         required: true
   hosts:
-    description: What M(gpufleet.llm.fleet_look) returned as C(verified) for each host, for C(verify).
+    description: What M(gpufleet.llm.fleet_check) returned as C(verified) for each host, for C(verify).
     type: list
     elements: dict
     default: []
@@ -105,7 +105,7 @@ import os
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gpufleet.llm.plugins.module_utils._fleet import verify as fleet_verify
+from ansible_collections.gpufleet.llm.plugins.module_utils._fleet.across import across
 from ansible_collections.gpufleet.llm.plugins.module_utils._soak import measure, plots, report_html, verdicts
 from ansible_collections.gpufleet.llm.plugins.module_utils._soak import report as soak_report
 
@@ -119,7 +119,7 @@ def read_run(path):
 
 def document(asked):
     if asked["kind"] == "verify":
-        return soak_report.verify_document(fleet_verify.across(asked["hosts"]), asked["title"])
+        return soak_report.verify_document(across(asked["hosts"]), asked["title"])
     runs = [(one["name"], read_run(one["path"])) for one in asked["measures"]]
     return soak_report.soak_document(runs, asked["limits"], asked["kind"], asked["title"])
 

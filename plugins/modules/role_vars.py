@@ -12,6 +12,7 @@ short_description: Refuse variables that a role does not know or cannot use
 version_added: 1.0.0
 description:
   - Every variable of the host that starts with the role's name and an underscore has to be an option in the role's C(meta/argument_specs.yml).
+  - Names with C(found) after the role's name are facts that the role publishes, not settings.
   - Role argument validation refuses wrong types, but it does not see a misspelt name. This module does.
   - With O(bounds), every value that is out of its bounds is named by itself.
   - It runs on the controller and opens no connection to the host.
@@ -43,6 +44,7 @@ options:
       - What values variables may have, by name. A variable that is not set is not checked.
       - V(min) and V(max) are for whole numbers; with V(values) set, for each value of a dictionary and of the dictionaries in it.
       - V(match) is a regular expression for the whole text, or for each element of a list; V(count) is the least number of elements.
+      - V(kind) is one of C(account), C(folder), C(host), C(networks), C(release), C(unit) and C(url) in the place of V(match) and V(wanted).
       - V(null) allows null. V(wanted) says in words what is wanted, V(because) why.
     type: dict
     default: {}

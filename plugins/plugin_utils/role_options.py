@@ -14,6 +14,21 @@ import re
 
 ROLES = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "roles")
 
+# Texts that the roles write into units, configuration and command lines as they are: nothing in them means anything there.
+# {kind: (regular expression for the whole text, what was wanted)}
+KINDS = {
+    "account": (r"(?!root$)[a-z_][a-z0-9_-]{0,31}", "the name of an account that is not root's, of small letters, digits, _ and -,"),
+    "folder": (r"(/(?!\.\.?(/|$))[A-Za-z0-9._+@-]+)+", "an absolute path of letters, digits and ._+@-"),
+    "host": (r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*", "a name or an address"),
+    "networks": (r"any|localhost|link-local|multicast|[0-9A-Fa-f.:]+(/[0-9]{1,3})?", "a list of addresses, networks such as 10.0.0.0/8, localhost or any"),
+    "release": (r"[0-9]+[.][0-9]+[.][0-9]+(-rc[0-9]+)?", "a release such as 0.32.15"),
+    "unit": (r"[A-Za-z0-9@_.:-]+[.](service|timer|path|socket|target)", "the name of a systemd unit"),
+    "url": (
+        r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?(/[A-Za-z0-9._~%+@-]*)*",
+        "an address that begins with http:// or https://, without an account in it",
+    ),
+}
+
 
 class RoleError(Exception):
     """A role that this collection does not have; the text is for the operator."""
@@ -38,11 +53,14 @@ def bound_problem(name, value, bound):
 
     *bound* has any of: min, max (whole numbers, for the value or, with ``values``, for each value of a
     dictionary and of those in it), null (None
-    is a value, too), match (a regular expression for the whole text, or for each element of a list), count (the least
-    number of elements), wanted (what a text has to look like, in words), because (why).
+    is a value, too), match (a regular expression for the whole text, or for each element of a list), kind (one of
+    KINDS instead of match and wanted), count (the least number of elements), wanted (what a text has to look like, in words), because (why).
     """
     if value is None and bound.get("null"):
         return ""
+    if "kind" in bound:
+        match, wanted = KINDS[bound["kind"]]
+        bound = {"match": match, "wanted": wanted, **bound}
     if "match" in bound or "count" in bound:
         fits = _texts_fit(value, bound)
     else:
@@ -59,10 +77,10 @@ def _leaves(value):
 
 
 def _within(value, bound):
-    try:
-        number = int(str(value))  # True is no number here
-    except ValueError:
+    # By the text, since int() takes "5\\n", "1_000" and True for numbers, and the text is what is written.
+    if not re.fullmatch(r"-?[0-9]{1,18}", str(value)):
         return False
+    number = int(str(value))
     return bound.get("min", number) <= number <= bound.get("max", number)
 
 

@@ -16,7 +16,7 @@ import time
 
 import jinja2
 import pytest
-from conftest import ROLE
+from conftest import ROLE, Gateway
 
 BODY = json.dumps({"model": "qwen3", "messages": [], "options": {"num_ctx": 1234, "top_k": 3}, "keep_alive": 0}).encode()
 
@@ -180,18 +180,16 @@ def test_compressed_and_too_large_bodies(gateway, ollama):
     assert not [one for _folder, _folders, files in os.walk(gateway.folder / "client_body") for one in files]
 
 
-def test_a_body_in_chunks(gateway, ollama):
-    line = gateway.connect()
-    line.sendall(
-        b"POST /api/chat HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer test-token-of-alice-0123456789abcdef\r\n"
-        b"Transfer-Encoding: chunked\r\n\r\n"
-    )
-    for start in range(0, len(BODY), 7):
-        part = BODY[start : start + 7]
-        line.sendall(b"%x\r\n%s\r\n" % (len(part), part))
-    line.sendall(b"0\r\n\r\n")
-    assert b" 200 " in line.recv(200)
-    assert b"num_ctx" not in ollama.seen[0]["body"]
+def test_a_body_says_its_length(gateway, ollama, page):
+    """A million chunks of one byte would take a hundred times their bytes of memory."""
+    for path in ("/api/chat", "/healthz", "/api/tags", "/", "/api/v1/files/"):
+        with gateway.connect() as line:
+            line.sendall(
+                b"POST %s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer test-token-of-alice-0123456789abcdef\r\n"
+                b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n" % path.encode()
+            )
+            assert b" 411 " in line.recv(200)
+    assert not ollama.seen and not page.seen
 
 
 @pytest.mark.parametrize(
@@ -238,6 +236,28 @@ def test_no_path_becomes_a_second_request(gateway, ollama, page, path, tail):
         assert 400 <= status < 500 or (status == 200 and not ollama.seen), status
     assert not ollama.seen
     assert all(seen["path"] == path + tail for seen in page.seen)
+
+
+def test_a_full_disk_refuses_what_writes_to_the_page_and_nothing_else(tree, ollama, page, tmp_path):
+    flag = tmp_path / "full"
+    made = Gateway(tmp_path, tree, __gateway_ollama=f"127.0.0.1:{ollama.port}", __gateway_open_webui=f"127.0.0.1:{page.port}",
+                   __gateway_page_full=str(flag)).start()  # fmt: skip
+    try:
+        asked = [("POST", "/api/v1/files/"), ("POST", "/api/chat/completions"), ("PUT", "/x"), ("POST", "/api/v1/chats/new"), ("POST", "/api/embeddings")]
+        goes_on = [("GET", "/"), ("DELETE", "/api/v1/chats/x"), ("POST", "/api/v1/auths/signin"), ("GET", "/ws/socket.io/")]
+        for is_full in (False, True):
+            flag.touch() if is_full else None
+            page.seen.clear()
+            for method, path in asked:
+                status, _headers, body = made.ask(method, path, b"{}")
+                assert status == (507 if is_full else 200), (method, path)
+                assert b"nearly full" in body or not is_full or path == "/api/embeddings"  # an error page of an error page is nginx's own
+            assert len(page.seen) == (0 if is_full else len(asked))
+            for method, path in goes_on:
+                assert made.ask(method, path, b"{}" if method == "POST" else None)[0] == 200
+        assert made.ask("POST", "/api/chat", BODY, "alice")[0] == 200
+    finally:
+        made.stop()
 
 
 def test_the_page_is_passed_on(gateway, page):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import pathlib
 import sys
 
@@ -34,3 +35,12 @@ def pytest_configure(config):
 def repo():
     """The checkout's folder."""
     return pathlib.Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def modinfo(repo):
+    """The module tests/support/modinfo.py: what kmod's program says, on machines without it."""
+    spec = importlib.util.spec_from_file_location("modinfo", repo / "tests/support/modinfo.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -71,7 +71,7 @@ def _ask(nvml, name, *args):
         return SUCCESS, function(*args)
     except nvml.NVMLError as error:
         return getattr(error, "value", shape.UNKNOWN), None
-    except UnicodeDecodeError:  # a text that is none, as a broken card gives
+    except UnicodeDecodeError:  # not a text, as a broken card gives
         return shape.UNKNOWN, None
 
 

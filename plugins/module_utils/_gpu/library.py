@@ -4,7 +4,7 @@
 
 # Private to the collection gpufleet.llm: no stable interface for others.
 # ruff: noqa: N802  (Library has the names of nvml.h)
-"""The library libnvidia-ml.so.1 without a client: the few functions of pynvml that tell cards, memory and processes."""
+"""The library libnvidia-ml.so.1 without a client: the few functions of pynvml for cards, memory and processes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class NvmlError(Exception):
 
 
 class Library:
-    """The few functions of pynvml that tell which cards there are, how much memory is free and who holds it, by ctypes.
+    """By ctypes, the few functions of pynvml that say which cards there are, what memory is free and who holds it.
 
     For hosts where neither nvidia-ml-py nor nvidia-smi is installed yet, and for the guard, whose tick would spend
     half of its time on the 171 structures that pynvml makes when it is imported. Structures and names as in nvml.h.
@@ -166,7 +166,7 @@ class Library:
         return self._processes("nvmlDeviceGetGraphicsRunningProcesses", handle)
 
     def _processes(self, name, handle):
-        """Entries with ``pid`` and ``usedGpuMemory`` (bytes; None where the driver does not tell).
+        """Entries with ``pid`` and ``usedGpuMemory`` (bytes; None where the driver does not say).
 
         Asks with room for as many as there were and a few more; still too little is for the caller to try again.
         """

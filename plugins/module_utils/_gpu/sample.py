@@ -30,7 +30,7 @@ def sample(nvml=None, run=None, proc: str = "/proc", library_name: str = library
 
 
 def processes(taken: dict) -> list[dict] | None:
-    """All processes of a sample in one list, each with ``gpu_index`` and ``gpu_uuid``; None when no GPU could tell."""
+    """All processes of a sample in one list, each with ``gpu_index`` and ``gpu_uuid``; None when no GPU answered."""
     lists = [gpu for gpu in taken["gpus"] if gpu["processes"] is not None]
     if not lists:
         return None

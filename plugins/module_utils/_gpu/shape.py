@@ -53,10 +53,10 @@ A process (from /proc, None where it cannot be read or the process is gone)::
 
     {
       "pid": int, "type": "compute" | "graphics" | "both",
-      "used_mib": int | None,          # None: the driver does not tell
+      "used_mib": int | None,          # None: the driver does not say
       "unit": "ollama.service" | None, # systemd unit of its cgroup
       "ppid": int | None, "uid": int | None, "comm": str | None, "exe": str | None,
-      "age_s": float | None,           # since its start; with pid it tells a reused pid
+      "age_s": float | None,           # since its start; with pid it shows a reused pid
     }
 """
 
@@ -104,7 +104,7 @@ MESSAGES = {
 }
 
 LOST = "GPU {} has fallen off the bus; this host has to be rebooted, often by a power cycle."
-NO_MEMORY = "GPU {} does not tell its memory; check the kernel log for lines of NVRM and Xid."
+NO_MEMORY = "GPU {} does not report its memory; check the kernel log for lines of NVRM and Xid."
 
 # nvmlClocksEventReasons of nvml.h.
 THROTTLE_REASONS = (
@@ -132,7 +132,7 @@ RECOVERY_ACTIONS = {
     7: "system_reboot",
 }
 
-EMPTY_GPU = {
+EMPTY_GPU: dict = {
     "index": None,
     "state": "ok",
     "message": None,
@@ -212,7 +212,7 @@ def throttled(reasons: list[str] | None) -> bool | None:
 
 def process(pid: int, kind: str, used_mib: int | None, proc: str = "/proc") -> dict:
     """A process of a GPU, with what /proc says of it."""
-    # A process on a card holds at least its context: 0 is what drivers say of pids they cannot look into.
+    # A process on a card holds at least its context: 0 is what drivers say of pids that they cannot see.
     return dict(describe(pid, proc), pid=pid, type=kind, used_mib=used_mib or None)
 
 

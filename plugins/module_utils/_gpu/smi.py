@@ -99,7 +99,7 @@ def _rows(text):
 
 
 def _gpu(fields, row):
-    """A GPU of one row; None for a line that is none (a message between the rows)."""
+    """A GPU of one row; None for a line that is not one (a message between the rows)."""
     if len(row) != len(fields) or not row[0].isdigit():
         return None
     gpu = dict(shape.EMPTY_GPU)
@@ -125,14 +125,14 @@ def _converted(convert, text):
 
 def _lost(index, text, columns):
     """The GPU of the message that nvidia-smi gives in place of its row."""
-    told = " ".join(line.strip() for line in text.splitlines() if line.count(",") != columns - 1)
-    bus = re.search(r"([0-9A-Fa-f]{4,8}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-9A-Fa-f])", told)
+    text = " ".join(line.strip() for line in text.splitlines() if line.count(",") != columns - 1)
+    bus = re.search(r"([0-9A-Fa-f]{4,8}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-9A-Fa-f])", text)
     return dict(
         shape.EMPTY_GPU,
         index=index,
         state="lost",
         pci_bus_id=bus.group(1) if bus else None,
-        message=f"nvidia-smi reports a lost GPU ({told[-160:]}); this host has to be rebooted.",
+        message=f"nvidia-smi reports a lost GPU ({text[-160:]}); this host has to be rebooted.",
     )
 
 

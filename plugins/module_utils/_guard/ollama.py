@@ -160,8 +160,8 @@ def probe(processes, unit):
 def under_way(processes, unit):
     """How many generations the unit's runners are at; None where one of them cannot be asked.
 
-    llama-server reports its slots on /slots (on by default, tools/server/README.md); runners before Ollama 0.30 do not.
-    What a hung runner was at is lost anyway, so it is not asked.
+    llama-server reports its slots on /slots (on by default, README of llama.cpp's server); runners before Ollama 0.30
+    do not. What a hung runner was at is lost anyway, so it is not asked.
     """
     runners = [one for one in processes if one["kind"] == "runner" and one["unit"] == unit]
     if any(one["port"] is None for one in runners):

@@ -14,7 +14,7 @@ def read_text(path: str, limit: int = -1) -> str | None:
     """The file's text, at most *limit* bytes of it; None where there is no such file.
 
     Bytes that are not UTF-8 come back as U+FFFD. Raises OSError for a file that is there and cannot be read: for a
-    caller to whom "unreadable" must not look like "absent".
+    caller to whom "unreadable" must not pass for "absent".
     """
     try:
         with open(path, "rb") as handle:

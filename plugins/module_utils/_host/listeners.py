@@ -21,7 +21,8 @@ TABLES = ("tcp", "tcp6")
 
 def listeners(ports: Iterable[int], root: str = "/") -> dict[int, list[dict[str, Any]]]:
     """{port: [{address, pid, command, unit}]} for the TCP ports asked; pid None where it cannot be seen."""
-    proc, found = os.path.join(root, "proc"), {port: [] for port in ports}
+    proc = os.path.join(root, "proc")
+    found: dict[int, list[dict[str, Any]]] = {port: [] for port in ports}
     texts = (text_or_none(os.path.join(proc, "net", name)) or "" for name in TABLES)
     sockets = [entry for text in texts for entry in parse_proc_net(text) if entry[1] in found]
     owners = _socket_owners({inode for _address, _port, inode in sockets}, proc) if sockets else {}

@@ -60,9 +60,9 @@ def unit_of_pid(pid: int, proc: str = "/proc") -> str | None:
 
 
 def describe(pid: int, proc: str = "/proc") -> dict:
-    """{unit, ppid, uid, comm, exe, age_s} of a process, each None where /proc does not tell.
+    """{unit, ppid, uid, comm, exe, age_s} of a process, each None where /proc does not say.
 
-    ``uid`` is the real user ID; ``age_s`` are seconds since its start, which with the pid tells a pid used twice.
+    ``uid`` is the real user ID; ``age_s`` are seconds since its start, which with the pid shows a pid used twice.
     """
     folder = os.path.join(proc, str(pid))
     found: dict = dict.fromkeys(("unit", "ppid", "uid", "comm", "exe", "age_s"))

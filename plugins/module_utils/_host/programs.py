@@ -59,11 +59,11 @@ def _python_files(place):
 
 def digest(files):
     """SHA-256 over paths and texts, as hexadecimal digits: the same for the same program."""
-    told = hashlib.sha256()
+    made = hashlib.sha256()
     for path in sorted(files):
         content = files[path].encode()
-        told.update(f"{path}\0{len(content)}\0".encode() + content)
-    return told.hexdigest()
+        made.update(f"{path}\0{len(content)}\0".encode() + content)
+    return made.hexdigest()
 
 
 def installed(folder):
@@ -86,8 +86,8 @@ def difference(folder, files):
 
 
 def _is_roots(path):
-    seen = os.lstat(path)
-    return stat.S_ISREG(seen.st_mode) and seen.st_uid == os.geteuid() and stat.S_IMODE(seen.st_mode) == 0o644
+    info = os.lstat(path)
+    return stat.S_ISREG(info.st_mode) and info.st_uid == os.geteuid() and stat.S_IMODE(info.st_mode) == 0o644
 
 
 def install(folder, files, python, run=subprocess.run):

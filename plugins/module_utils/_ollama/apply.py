@@ -93,7 +93,7 @@ def create_request(declared: Declaration, name: str, base: str, adapter: str | N
 
 
 def _check_outcome(client: ollama_client.Client, name: str, result: Result) -> None:
-    """Fail if the server did not store what it was told: else the next run would change it again, and each after it."""
+    """Fail if the server did not store what was sent: else the next run would change it again, and each after it."""
     left = difference(observe(client.show(name)), result.after)
     if left:
         raise ModelError(

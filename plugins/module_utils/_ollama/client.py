@@ -107,7 +107,7 @@ class Client:
     def pull(self, model: str, insecure: bool = False) -> dict[str, Any]:
         """Pull a model; `{bytes, statuses}`: what was downloaded now, and each status once, in order.
 
-        A blob counts by what was added while the server told of it: what was there already does not count, nor what
+        A blob counts by what was added while the server reported it: what was there already does not count, nor what
         came so fast that its first word of it was the last.
         """
         first: dict[str, int] = {}
@@ -341,7 +341,7 @@ _ADVICES = (
     ),
     (
         "requires flash_attn",
-        " A quantised KV cache needs flash attention: set ollama_flash_attention=true, or ollama_kv_cache_type=f16.",
+        " A quantized KV cache needs flash attention: set ollama_flash_attention=true, or ollama_kv_cache_type=f16.",
     ),
     (
         "must be of type",

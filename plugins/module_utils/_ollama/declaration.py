@@ -12,13 +12,14 @@ import os
 import re
 from typing import Any, NamedTuple
 
-from . import modelfile, names
+from . import extension, modelfile, names
+from .extension import Extension
 from .parameters import validate_parameters
 
 PULL = ("missing", "always", "never")
 
 #: Targets of llama-quantize that the server takes from float weights (fs/ggml/type.go).
-QUANTISATIONS = ("f16", "bf16", "q4_k_m", "q4_k_s", "q8_0")
+QUANTIZATIONS = ("f16", "bf16", "q4_k_m", "q4_k_s", "q8_0")
 _DURATION = re.compile(r"[+-]?(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s|m|h))+\Z")
 
 
@@ -46,6 +47,7 @@ class Declaration(NamedTuple):
     renderer: str = ""
     parser: str = ""
     requires: str = ""
+    extension: Extension | None = None
 
     @property
     def overrides(self) -> bool:
@@ -71,8 +73,8 @@ def declare(entry: dict[str, Any], folder: str = "") -> Declaration:
     """The declaration that a module's options or an entry of `models_declared` make.
 
     Keys: name, from, gguf, gguf_sha256, modelfile (text), parameters, template, system, license, messages, adapter,
-    renderer, parser, requires, quantize, base_digest, pull, insecure; None and absent are the same. `folder` is where
-    relative paths of a Modelfile start. Reads no file. Raises ModelError or ModelfileError.
+    renderer, parser, requires, quantize, context_extension, base_digest, pull, insecure; None and absent are the
+    same. `folder` is where relative paths of a Modelfile start. Reads no file. Raises ModelError or ModelfileError.
     """
     given = {key: value for key, value in entry.items() if value is not None}
     name = name_of(given.get("name"), "name")
@@ -105,6 +107,7 @@ def declare(entry: dict[str, Any], folder: str = "") -> Declaration:
         renderer=text_of(fields.get("renderer"), where + "renderer"),
         parser=text_of(fields.get("parser"), where + "parser"),
         requires=modelfile.check_requires(fields["requires"]) if fields.get("requires") else "",
+        extension=_extension(given.get("context_extension"), where, base, given.get("quantize")),
     )
     if declared.pull not in PULL:
         raise ModelError(f"{where}pull is '{declared.pull}'; it has to be one of {', '.join(PULL)}.")
@@ -123,73 +126,67 @@ def declare(entry: dict[str, Any], folder: str = "") -> Declaration:
     return declared
 
 
+def _extension(value: Any, where: str, base: str | None, quantize: Any) -> Extension | None:
+    """The extension of the context, where it can be had."""
+    try:
+        found = extension.declared(value, where)
+    except extension.ExtensionError as error:
+        raise ModelError(str(error)) from None
+    if found and not base:
+        raise ModelError(
+            f"{where}context_extension needs a model of the server or a registry to start from; give `from`."
+        )
+    if found and quantize:
+        raise ModelError(
+            f"{where}context_extension and quantize are both given; one of them was wanted. Start from a model that is "
+            "quantized."
+        )
+    return found
+
+
+_OWN = ("template", "system", "license", "messages", "adapter", "renderer", "parser", "requires")
+
+
 def _fields(given: dict[str, Any], folder: str) -> dict[str, Any]:
     """The options with a Modelfile's taken in; parameters of the options win over the Modelfile's."""
-    fields = {
-        key: given.get(key)
-        for key in (
-            "from",
-            "parameters",
-            "template",
-            "system",
-            "license",
-            "messages",
-            "adapter",
-            "renderer",
-            "parser",
-            "requires",
-        )
-    }
+    fields = {key: given.get(key) for key in ("from", "parameters", *_OWN)}
     fields["files"] = [given["gguf"]] if given.get("gguf") else []
-    text = given.get("modelfile")
-    if text is None:
+    if given.get("modelfile") is None:
         if fields["from"] and fields["files"]:
             raise ModelError(
                 f"Model {given['name']}: `from` and `gguf` are both given; a model starts from one of them."
             )
         return fields
-    clash = sorted(
-        key
-        for key in (
-            "from",
-            "gguf",
-            "template",
-            "system",
-            "license",
-            "messages",
-            "adapter",
-            "renderer",
-            "parser",
-            "requires",
-        )
-        if given.get(key)
-    )
+    clash = sorted(key for key in ("from", "gguf", *_OWN) if given.get(key))
     if clash:
         raise ModelError(
-            f"Model {given['name']}: a Modelfile and {', '.join(clash)} are given; say each thing in one place "
-            "(parameters may stand in both)."
+            f"Model {given['name']}: a Modelfile and {', '.join(clash)} are given; say each thing in one place"
+            " (parameters may stand in both)."
         )
-    declared = modelfile.declaration(text)
+    declared = modelfile.declaration(given["modelfile"])
     if declared.get("draft"):
         raise ModelError(
             f"Model {given['name']}: its Modelfile has DRAFT, which this collection does not manage; take the line out."
         )
-    sources = declared.pop("from")
-    paths = [_path(source, folder) for source in sources]
-    if all(paths):
-        fields["files"] = paths
-    elif len(sources) == 1:
-        fields["from"] = sources[0]
-    else:
-        raise ModelError(
-            f"Model {given['name']}: its Modelfile has several FROM lines and not all are paths of GGUF files (a path "
-            "starts with / or ./)."
-        )
+    fields.update(_source(given["name"], declared.pop("from"), folder))
     for key, value in declared.items():
         fields[key] = {**value, **(given.get("parameters") or {})} if key == "parameters" else value
     if fields.get("adapter"):
         fields["adapter"] = _path(fields["adapter"], folder) or os.path.join(folder, fields["adapter"])
     return fields
+
+
+def _source(name: str, sources: list[str], folder: str) -> dict[str, Any]:
+    """What the FROM lines of a Modelfile come to: {files} or {from}."""
+    paths = [_path(source, folder) for source in sources]
+    if all(paths):
+        return {"files": paths}
+    if len(sources) == 1:
+        return {"from": sources[0]}
+    raise ModelError(
+        f"Model {name}: its Modelfile has several FROM lines and not all are paths of GGUF files (a path starts with /"
+        " or ./)."
+    )
 
 
 def _path(source: str, folder: str) -> str | None:
@@ -231,9 +228,9 @@ def _hex(value: Any, what: str, least: int) -> str | None:
 def _quantize(value: Any, where: str, base: str | None, files: tuple[str, ...]) -> str | None:
     if value in (None, ""):
         return None
-    if str(value).lower() not in QUANTISATIONS:
+    if str(value).lower() not in QUANTIZATIONS:
         raise ModelError(
-            f"{where}quantize is '{value}'; the server makes {', '.join(QUANTISATIONS)}, from float weights (f16, "
+            f"{where}quantize is '{value}'; the server makes {', '.join(QUANTIZATIONS)}, from float weights (f16, "
             "bf16, f32)."
         )
     if not base and not files:

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, gpufleet.llm maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The list `models_declared`: checked on the controller, compared with a server in one look, planned, measured.
+"""The list `models_declared`: checked on the controller, compared with a server by one read, planned, measured.
 
 Private to this collection: it may change or go without notice.
 """
@@ -37,6 +37,7 @@ class Entry:
         "renderer",
         "parser",
         "quantize",
+        "context_extension",
         "base_digest",
         "pull",
         "insecure",
@@ -141,7 +142,7 @@ class Measured:
     def __init__(self, held: Any, version: str, settings: dict[str, Any] | None, planned: list[dict[str, Any]]):
         held = held if isinstance(held, dict) else {}
         self.held = held["models"] if isinstance(held.get("models"), dict) else {}
-        self.wishes = str(held.get("wishes", ""))
+        self.fingerprint = str(held.get("fingerprint", ""))
         self.version, self.settings = version, settings
         # What the server itself counts is weights, KV cache and compute buffer, without CUDA's context.
         self.predicted = {str(one.get("name")): one.get("dry_run_mib") or one.get("formula_mib") for one in planned}
@@ -150,7 +151,7 @@ class Measured:
     def read(
         cls, path: str | None, version: str, settings: dict[str, Any] | None, planned: list[dict[str, Any]]
     ) -> Measured:
-        """From the JSON file `path`, `{models: {name: measurement}, wishes}`; not there or damaged it holds nothing."""
+        """From the file `path`, `{models: {name: measurement}, fingerprint}`; empty where it is missing or damaged."""
         held = None
         if path:
             try:
@@ -255,12 +256,12 @@ def plan_models(
 
     A shape is read from the server where it has the model, or what that is made from; else from the file or the
     registry. A model made from another declared one inherits its source and parameters. One that is still to be
-    quantised is left out: its weights are not known before.
+    quantized is left out: its weights are not known before.
     """
     declared = [entry.declared for entry in map(Entry.of, entries) if entry.declared]
     by_name = {one.name.lower(): one for one in declared}
     there = {name.lower() for name in on_server}
-    wishes = []
+    planned = []
     for one in declared:
         root, parameters, seen = one, dict(one.parameters), {one.name.lower()}
         while root.base and root.base.lower() in by_name and root.base.lower() not in seen:
@@ -269,15 +270,16 @@ def plan_models(
             parameters = {**root.parameters, **parameters}
         source = _plan_source(one, root, there)
         if source:
-            wish = {
+            model = {
                 "name": one.name,
                 **source,
                 "num_ctx": parameters.get("num_ctx", num_ctx),
                 "num_batch": parameters.get("num_batch"),
+                "context_extension": root.extension._asdict() if root.extension else None,
             }
-            wish.update(num_parallel=num_parallel, kv_cache_type=kv_cache_type, flash_attention=flash_attention)
-            wishes.append({key: value for key, value in wish.items() if value is not None})
-    return wishes
+            model.update(num_parallel=num_parallel, kv_cache_type=kv_cache_type, flash_attention=flash_attention)
+            planned.append({key: value for key, value in model.items() if value is not None})
+    return planned
 
 
 def _plan_source(one: declaration.Declaration, root: declaration.Declaration, there: set[str]) -> dict[str, str] | None:

@@ -38,7 +38,7 @@ def wanted(
     declared: Declaration, base_name: str, base: dict[str, Any], adapter_digest: str | None = None
 ) -> dict[str, Any]:
     """What `observe` has to say of the model when it is as declared; `base` is what it says of the base."""
-    licences = [text for text in (base["license"], *declared.license) if text]
+    licenses = [text for text in (base["license"], *declared.license) if text]
     return {
         "parent": names.short_name(base_name),
         "weights": base["weights"],
@@ -49,7 +49,7 @@ def wanted(
         "parser": declared.parser or base["parser"],
         "parameters": {**base["parameters"], **declared.parameters},
         "messages": list(declared.messages) or base["messages"],
-        "license": "\n".join(licences),
+        "license": "\n".join(licenses),
         "requires": declared.requires or base["requires"],
     }
 

@@ -116,6 +116,15 @@ def render(settings, extra=None):
     return dict(sorted(rendered.items()))
 
 
+def problems(extra, settings):
+    """What is wrong with ``ollama_environment`` beside the role's settings, a sentence each; [] where nothing is."""
+    try:
+        render(settings, extra)
+    except EnvError as error:
+        return [str(error)]
+    return []
+
+
 def check_key(key):
     """Raise EnvError unless the server, its engine or its runtime reads the key."""
     if key in SERVER_KEYS:
@@ -184,7 +193,9 @@ def _no_problem(_text):
 
 def _uint(text):
     return (
-        None if re.fullmatch(r"\d+", text) else "a whole number was wanted (the server would fall back to its default)."
+        None
+        if re.fullmatch(r"[0-9]+", text)
+        else "a whole number was wanted (the server would fall back to its default)."
     )
 
 
@@ -230,11 +241,16 @@ def environment_file(environment):
     >>> environment_file({"B": "a b", "A": "1"})
     'A=1\\nB="a b"\\n'
     """
+    for key in environment:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", str(key)):
+            raise EnvError(f"{key!r} is no name of an environment variable; letters, digits and _ were wanted.")
     return "".join(f"{key}={_quoted(str(value))}\n" for key, value in sorted(environment.items()))
 
 
 def _quoted(value):
     """systemd.exec(5): inside double quotes, backslash escapes \\, ", $ and `."""
-    if re.fullmatch(r"[\w@%+=:,./-]*", value):
+    if "\0" in value:
+        raise EnvError("A value of the environment has a NUL in it, and no variable can hold one.")
+    if re.fullmatch(r"[A-Za-z0-9_@%+=:,./-]*", value):
         return value
     return '"' + re.sub(r'([\\"$`])', r"\\\1", value) + '"'

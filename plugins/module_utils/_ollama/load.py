@@ -147,7 +147,7 @@ def offload_problem(name: str, entry: dict[str, Any]) -> str | None:
     return offload_text(name, -(-size // mib), vram // mib)
 
 
-def take_back(
+def undo_load(
     client: ollama_client.Client, name: str, result: Result, layout: dict[str, Any] | None, unload_timeout: float = 60.0
 ) -> str:
     """Undo the load of a model that is refused; the sentences to add to offload_problem().
@@ -195,5 +195,5 @@ def offload_text(name: str, size: int, vram: int) -> str:
         f"Model {name} has {vram:,} of its {size:,} MiB on the GPU, and all of them were wanted there: "
         f"the other {size - vram:,} MiB are computed by the CPU, many times slower. "
         "Set ollama_kv_cache_type=q8_0, lower num_ctx or ollama_num_parallel, unload other models, or take a smaller "
-        "quantisation; allow_offload: true accepts it."
+        "quantization; allow_offload: true accepts it."
     )

@@ -95,7 +95,7 @@ NEVER = {
     "num_threads": "Use num_thread.",
     "numa": "Pin the service with systemd (NUMAPolicy=, CPUAffinity=).",
     "parallel": _SLOTS,
-    "quantize": "Quantisation is done when a model is created from a file: the option quantize.",
+    "quantize": "Quantization is done when a model is created from a file: the option quantize.",
     "repetition_penalty": "Use repeat_penalty.",
     "rope_frequency_base": _ROPE,
     "rope_frequency_scale": _ROPE,

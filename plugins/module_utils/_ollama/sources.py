@@ -28,17 +28,36 @@ def ensure_base(
     """Have what the model is made from in the store; its name."""
     if declared.base:
         ensure_pulled(client, store, declared.base, declared, result, unload_timeout)
-        if not declared.quantize:
+        if not declared.quantize and not declared.extension:
             return declared.base
+        change = declared.extension.text if declared.extension else declared.quantize
         digest = store.digest(declared.base)
         if digest is None or (result.check and result.changed):
-            return names.source_name(declared.name, "0" * 12, declared.quantize)
-        source = names.source_name(declared.name, digest, declared.quantize)
-        if not store.find(source) and result.act(f"quantise {declared.base} to {declared.quantize} as {source}"):
-            client.create({"model": source, "from": store.find(declared.base)["name"], "quantize": declared.quantize})
+            return names.source_name(declared.name, "0" * 12, change)
+        source = names.source_name(declared.name, digest, change)
+        if store.find(source):
+            return source
+        base = store.find(declared.base)["name"]
+        if declared.extension:
+            _extend(store, declared, base, source, result)
+        elif result.act(f"quantize {base} to {declared.quantize} as {source}"):
+            client.create({"model": source, "from": base, "quantize": declared.quantize})
             store.changed()
         return source
     return _ensure_imported(client, store, declared, result)
+
+
+def _extend(store: Store, declared: Declaration, base: str, source: str, result: Result) -> None:
+    """Put `base` with a longer context into the store as `source`."""
+    if not result.act(f"extend the context of {base} as {source}"):
+        return
+    if store.extend is None:
+        raise ModelError(
+            f"Model {declared.name}: context_extension writes into the folder of the server's models; name that folder "
+            "with models_dir, and run on the server's own host."
+        )
+    result.bytes_written += store.extend(base, source, declared.extension)["bytes"]
+    store.changed()
 
 
 def _ensure_imported(client: ollama_client.Client, store: Store, declared: Declaration, result: Result) -> str:

@@ -16,10 +16,15 @@ from . import names
 
 
 class Store:
-    """What /api/tags says, asked once and again only after something was changed."""
+    """What /api/tags says, asked once and again only after something was changed.
 
-    def __init__(self, client: ollama_client.Client):
+    `extend(base, name, extension)` puts a model with a longer context into the store's folder; None where that folder
+    is not known.
+    """
+
+    def __init__(self, client: ollama_client.Client, extend: Callable[..., dict[str, Any]] | None = None):
         self._client, self._tags = client, None
+        self.extend = extend
 
     def changed(self) -> None:
         self._tags = None
@@ -30,7 +35,7 @@ class Store:
         return self._tags
 
     def find(self, name: str) -> dict[str, Any] | None:
-        """The model of that name, whatever its case; None when there is none."""
+        """The model of that name, whatever its case; None when the store has no such model."""
         key = names.parse_name(name).key
         for one in self.all():
             if str(one.get("name", "")).lower() == key:
@@ -55,6 +60,7 @@ class Result:
         self.warnings: list[str] = []
         self.bytes_pulled = 0
         self.bytes_uploaded = 0
+        self.bytes_written = 0
         self.before: dict[str, Any] | None = None
         self.after: dict[str, Any] | None = None
         self.base_digest: str | None = None

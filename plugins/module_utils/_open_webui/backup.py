@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 
 # Private to the collection gpufleet.llm: no stable interface for others.
-"""Copies of Open WebUI's data: made whole or not at all, put back whole, counted.
+"""Copies of Open WebUI's data: made whole or not at all, restored whole, counted.
 
 The database is in WAL mode: after minutes of use webui.db alone can hold no user and no chat,
 all of it is in webui.db-wal (measured). So it is never copied as a file. A read-only connection
@@ -38,7 +38,7 @@ RESTORING, COPYING = ".restoring", ".copying-"
 
 
 class BackupError(folders.FolderError):
-    """A copy that could not be made, read or put back; the text is fit for an operator."""
+    """A copy that could not be made, read or restored; the text is fit for an operator."""
 
 
 @contextlib.contextmanager
@@ -70,7 +70,10 @@ def counts(database):
     """{table: rows} of the tables whose loss a user would notice; a table that is not there has None."""
     with reading(database) as connection:
         there = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        return {name: connection.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0] if name in there else None for name in COUNTED}
+        return {
+            name: connection.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0] if name in there else None
+            for name in COUNTED
+        }
 
 
 def missing(data_dir, expected):
@@ -111,9 +114,14 @@ def create(data_dir, backup_dir, version, extra=(), now=time.time):
     name = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now())) + f"-{version}"
     work = os.path.join(backup_dir, ".partial-" + name)
     os.mkdir(work, mode=0o700)
-    sent, received = as_service(data_dir, lambda stream: send_data(data_dir, stream), lambda stream: receive(stream, work))
+    sent, received = as_service(
+        data_dir, lambda stream: send_data(data_dir, stream), lambda stream: receive(stream, work)
+    )
     if sent["members"] != received:
-        raise BackupError(f"{received} of {sent['members']} files of {data_dir} arrived in {backup_dir}; the copy does not count. Run it again.")
+        raise BackupError(
+            f"{received} of {sent['members']} files of {data_dir} arrived in {backup_dir}; the copy does not count. "
+            "Run it again."
+        )
     for path in extra:
         if os.path.exists(path):
             shutil.copy2(path, os.path.join(work, os.path.basename(path)))
@@ -130,7 +138,11 @@ def send_data(data_dir, stream):
     for name in os.listdir(data_dir):
         if name.startswith(COPYING):
             shutil.rmtree(os.path.join(data_dir, name), ignore_errors=True)
-    room(data_dir, sum(os.stat(database + suffix).st_size for suffix in ("", "-wal") if os.path.exists(database + suffix)), "a copy of the database")
+    room(
+        data_dir,
+        sum(os.stat(database + suffix).st_size for suffix in ("", "-wal") if os.path.exists(database + suffix)),
+        "a copy of the database",
+    )
     work = tempfile.mkdtemp(prefix=COPYING, dir=data_dir)
     try:
         copy = os.path.join(work, DATABASE)
@@ -157,11 +169,24 @@ def send(tar, folder, name):
         for path in (os.path.join(parent, one) for one in sorted(below + files)):
             kind = os.lstat(path).st_mode
             if stat.S_ISREG(kind):
-                with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)) as handle:
-                    tar.addfile(_member(os.path.join(into, os.path.basename(path)), tarfile.REGTYPE, 0o600, os.fstat(handle.fileno()).st_size), handle)
+                with open(
+                    path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+                ) as handle:
+                    tar.addfile(
+                        _member(
+                            os.path.join(into, os.path.basename(path)),
+                            tarfile.REGTYPE,
+                            0o600,
+                            os.fstat(handle.fileno()).st_size,
+                        ),
+                        handle,
+                    )
                 added += 1
             elif not stat.S_ISDIR(kind):
-                raise BackupError(f"{path} is no plain file; a copy holds files and folders only. Put what it stands for in its place, or remove it.")
+                raise BackupError(
+                    f"{path} is no plain file; a copy holds files and folders only. Put what it stands for in its "
+                    "place, or remove it."
+                )
     return added
 
 
@@ -172,16 +197,22 @@ def _member(name, kind, mode, size):
 
 
 def receive(stream, into, replace=False):
-    """Unpack a tar stream of plain files and folders below a folder; returns how many there were. Raises BackupError for anything else.
+    """Unpack a tar stream of plain files and folders below a folder; how many there were.
 
-    replace: False has every file to be new; True leaves one that is there, but DATABASE, which is written beside itself.
+    Raises BackupError for anything else in the stream.
+
+    replace: False has every file to be new; True leaves one that is there, but DATABASE, which is written beside
+    itself.
     """
     received = 0
     with tarfile.open(fileobj=stream, mode="r|") as tar:
         for member in tar:
             parts = member.name.split("/")
             if parts[0] not in (DATABASE, *FOLDERS) or ".." in parts or not (member.isreg() or member.isdir()):
-                raise BackupError(f"{member.name!r} is nothing that a copy holds; plain files of {DATABASE}, {' and '.join(FOLDERS)} were wanted.")
+                raise BackupError(
+                    f"{member.name!r} is nothing that a copy holds; plain files of {DATABASE}, "
+                    f"{' and '.join(FOLDERS)} were wanted."
+                )
             room(into, member.size, member.name)
             path = os.path.join(into, *parts)
             if member.isdir():
@@ -202,16 +233,19 @@ def room(folder, needed, what):
     """BackupError where the folder's disk cannot take so many bytes and 16 MiB."""
     free = shutil.disk_usage(folder).free
     if free < needed + (16 << 20):
-        raise BackupError(f"{folder} has {free >> 20} MiB free; {what} takes {(needed >> 20) + 16} MiB. Make room there, or set open_webui_backup_dir.")
+        raise BackupError(
+            f"{folder} has {free >> 20} MiB free; {what} takes {(needed >> 20) + 16} MiB. Make room there, or set "
+            "open_webui_backup_dir."
+        )
 
 
-def restore(backup_dir, name, data_dir):
-    """Put a copy back; the service has to be stopped. What was there is kept beside it as webui.db.failed."""
+def restore_backup(backup_dir, name, data_dir):
+    """Restore a copy; the service has to be stopped. What was there is kept beside it as webui.db.failed."""
     source = os.path.join(backup_dir, name)
     if not os.path.isfile(os.path.join(source, MANIFEST)):
         known = ", ".join(entry["name"] for entry in listing(backup_dir)) or "none"
         raise BackupError(f"{source} is no complete copy; {backup_dir} has {known}.")
-    as_service(data_dir, lambda stream: take_back(stream, data_dir), lambda stream: _send_copy(stream, source))
+    as_service(data_dir, lambda stream: replace_data(stream, data_dir), lambda stream: _send_copy(stream, source))
     os.sync()
 
 
@@ -223,8 +257,11 @@ def _send_copy(stream, source):
             send(tar, os.path.join(source, folder), folder)
 
 
-def take_back(stream, data_dir):
-    """As the service: the database replaced by the stream's, and of the folders what is missing; a newer upload harms no older database."""
+def replace_data(stream, data_dir):
+    """As the service: the database replaced by the stream's, and of the folders what is missing.
+
+    A newer upload harms no older database.
+    """
     target = os.path.join(data_dir, DATABASE)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(target + RESTORING)
@@ -246,7 +283,7 @@ def rotate(backup_dir, keep):
 
 
 def read_json(path):
-    """The file's dict, or None where there is none that can be read."""
+    """The file's dict, or None where it does not exist or cannot be read."""
     try:
         with open(path, encoding="utf-8") as handle:
             found = json.load(handle)

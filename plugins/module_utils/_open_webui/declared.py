@@ -8,26 +8,25 @@
 from __future__ import annotations
 
 from .._ollama import runner_options
-from .client import OpenWebuiError
 
 MODEL_KEYS = ("id", "state", "base", "name", "description", "active", "access", "groups", "capabilities", "params")
 USER_KEYS = ("email", "state", "name", "role", "password", "update_password")
 
 
-def page_models(given, declared=()):
-    """The entries that the page is to have, each complete with id, name, access, capabilities and no option of the runner's that is not asked for.
+def complete_models(given, declared=()):
+    """The entries of Open WebUI's list, each complete with id, name, access, capabilities and params.
 
-    ``given`` as an inventory has it (open_webui_models), or None for those of ``declared`` (models_declared of the role models).
-    A model of Ollama's own gets its tag, as the server lists it so. OpenWebuiError for what cannot be meant.
+    No option of the runner's is in its params that is not asked for. ``given`` is open_webui_models of an inventory
+    without model_problems(), or None for those of ``declared`` (models_declared of the role models).
+    A model of Ollama's own gets its tag, as the server lists it so.
 
-    >>> page_models(None, [{"name": "qwen3-14b-4090"}])[0]["id"]
+    >>> complete_models(None, [{"name": "qwen3-14b-4090"}])[0]["id"]
     'qwen3-14b-4090:latest'
     """
     if given is None:
         given = [{"id": model["name"]} for model in declared if model.get("state") != "absent"]
     entries = []
     for model in given:
-        _known("open_webui_models", model, MODEL_KEYS, "id")
         entry = {"access": "everyone", "state": "present", **model}
         entry["base" if entry.get("base") else "id"] = tagged(entry.get("base") or entry["id"])
         entry.setdefault("name", model["id"])
@@ -42,16 +41,26 @@ def tagged(name):
     return name if ":" in name.rsplit("/", 1)[-1] else name + ":latest"
 
 
-def page_users(given):
-    """The accounts of an inventory (open_webui_users); OpenWebuiError names what cannot be meant, never a password."""
-    for user in given:
-        _known("open_webui_users", user, USER_KEYS, "email")
-    return list(given)
+def model_problems(given):
+    """What is wrong with open_webui_models of an inventory, a sentence each; None is the default, so nothing is."""
+    return _problems("open_webui_models", given or [], MODEL_KEYS, "id")
 
 
-def _known(variable, entry, keys, needed):
-    if not isinstance(entry, dict) or not entry.get(needed):
-        raise OpenWebuiError(f"An entry of {variable} has no {needed}; each needs one. Correct it in the inventory.")
-    unknown = sorted(set(entry) - set(keys))
-    if unknown:
-        raise OpenWebuiError(f"{variable} has {', '.join(unknown)} for {entry[needed]}; known are {', '.join(keys)}. Correct it in the inventory.")
+def user_problems(given):
+    """What is wrong with open_webui_users of an inventory, a sentence each; never with a password in it."""
+    return _problems("open_webui_users", given, USER_KEYS, "email")
+
+
+def _problems(variable, entries, keys, needed):
+    found = []
+    for entry in entries:
+        if not isinstance(entry, dict) or not entry.get(needed):
+            found.append(f"An entry of {variable} has no {needed}; each needs one. Correct it in the inventory.")
+            continue
+        unknown = sorted(set(entry) - set(keys))
+        if unknown:
+            found.append(
+                f"{variable} has {', '.join(unknown)} for {entry[needed]}; known are {', '.join(keys)}. Correct it in"
+                " the inventory."
+            )
+    return found

@@ -33,7 +33,9 @@ DEAD = {
 }
 
 # Names that are in neither table of names.py and still are a secret: variables of libraries, and of other releases.
-SECRET = re.compile(r".*(PASSWORD|PASSWD|SECRET|TOKEN|CREDENTIALS|_HEADERS|_KEYS?|_AUTH|_CONNECTIONS)|(.*_)?(DATABASE|DB|REDIS)_URL|.*_(DSN|API_CONFIGS)")
+SECRET = re.compile(
+    r".*(PASSWORD|PASSWD|SECRET|TOKEN|CREDENTIALS|_HEADERS|_KEYS?|_AUTH|_CONNECTIONS)|(.*_)?(DATABASE|DB|REDIS)_URL|.*_(DSN|API_CONFIGS)"
+)
 
 # Variables that Python and the packages beneath Open WebUI read.
 LIBRARIES = re.compile(
@@ -43,7 +45,7 @@ LIBRARIES = re.compile(
 
 
 class EnvError(Exception):
-    """A wish that the environment cannot carry; the text is fit for an operator."""
+    """A setting that the environment cannot carry; the text is fit for an operator."""
 
 
 def is_secret(name):
@@ -58,8 +60,8 @@ def is_secret(name):
 def check_name(variable, name, owned, release):
     """Raise EnvError for a name that Open WebUI does not read or that the role sets itself.
 
-    ``variable`` is the inventory's, for the sentence; ``release`` that of Open WebUI: another one than that of the table may
-    read other names, so an unknown one passes there.
+    ``variable`` is the inventory's, for the sentence; ``release`` that of Open WebUI: another one than that of the
+    table may read other names, so an unknown one passes there.
     """
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise EnvError(f"{variable} has a key that is no name of capital letters, digits and _.")
@@ -87,29 +89,50 @@ def text_of(value):
     return "" if value is None else str(value)
 
 
-def render(settings, extra, owned=(), release=names.RELEASE):
-    """{name: text} of the settings with the operator's own variables on top; EnvError for what cannot be meant, which never has a value in it.
+def render(settings, extra, owned=(), release=names.RELEASE, secret=False):
+    """{name: text} of the settings with the operator's own variables on top.
 
-    ``owned``: names that the role sets from variables of its own, with what to set; they must not be set behind its back.
+    ``owned``: names that the role sets from variables of its own, with what to set; they must not be set behind its
+    back. ``secret``: whether it is the secret environment, where credentials belong. EnvError for what cannot be
+    meant; it never has a value in it.
     """
     for name, value in extra.items():
-        check_name("open_webui_environment", name, owned, release)
-        if is_secret(name):
-            raise EnvError(f"open_webui_environment has {name}, which is a secret; put it into open_webui_secret_environment.")
-        if carries_credentials(value) or (PROXY_KEY.fullmatch(name) and "@" in str(value)):
-            raise EnvError(f"open_webui_environment has {name}, whose value carries credentials; put it into open_webui_secret_environment.")
+        if secret:
+            check_name("open_webui_secret_environment", name, owned, release)
+        else:
+            _check_public(name, value, owned, release)
     for name, value in settings.items():
-        if carries_credentials(value):
+        if carries_credentials(value) and not secret:
             what = dict(owned).get(name, f"correct {name}")
             raise EnvError(f"{name} would carry credentials, and a diff shows it; {what} to a value that has none.")
     return {name: text_of(value) for name, value in {**settings, **extra}.items()}
 
 
-def render_secrets(extra, owned=(), release=names.RELEASE):
-    """{name: text} of the operator's secret variables; EnvError names keys only, never a value."""
-    for name in extra:
-        check_name("open_webui_secret_environment", name, owned, release)
-    return {name: text_of(value) for name, value in extra.items()}
+def _check_public(name, value, owned, release):
+    check_name("open_webui_environment", name, owned, release)
+    to_do = "put it into open_webui_secret_environment."
+    if is_secret(name):
+        raise EnvError(f"open_webui_environment has {name}, which is a secret; {to_do}")
+    if carries_credentials(value) or (PROXY_KEY.fullmatch(name) and "@" in str(value)):
+        raise EnvError(f"open_webui_environment has {name}, whose value carries credentials; {to_do}")
+
+
+def problems(extra, settings, owned=(), release=names.RELEASE):
+    """What is wrong with ``open_webui_environment`` or the role's settings, a sentence each; [] where nothing is."""
+    return _problems(settings, extra, owned, release, secret=False)
+
+
+def secret_problems(extra, owned=(), release=names.RELEASE):
+    """What is wrong with ``open_webui_secret_environment``, a sentence each; names keys only, never a value."""
+    return _problems({}, extra, owned, release, secret=True)
+
+
+def _problems(settings, extra, owned, release, secret):
+    try:
+        render(settings, extra, owned, release, secret)
+    except EnvError as error:
+        return [str(error)]
+    return []
 
 
 def parse(text):
@@ -126,7 +149,7 @@ def parse(text):
 
 
 def wanted_secrets(existing, values, generate, token=secrets.token_urlsafe):
-    """{name: value} of the secrets' file: ``values``, and for each name in ``generate`` what is there or 384 new bits."""
+    """{name: value} of the secrets' file: ``values``, and for each of ``generate`` what is there or 384 new bits."""
     kept = {name: existing.get(name) or token(48) for name in generate}
     return {**kept, **values}
 

@@ -5,9 +5,10 @@
 # Private to the collection gpufleet.llm: no stable interface for others.
 """The program open-webui-retention: deletes old chats, with their files, through Open WebUI's own API.
 
-Open WebUI has no retention of its own. What is old is decided by ``due()`` from the list of a user's chats; each chat is read
-again before it is deleted, so that one which was archived, pinned or continued meanwhile stays. A file goes with the last chat
-of its owner that refers to it. The role runs this file by a timer, with the administrator's account in its environment.
+Open WebUI has no retention of its own. What is old is decided by ``due()`` from the list of a user's chats; each chat
+is read again before it is deleted, so that one which was archived, pinned or continued meanwhile stays. A file goes
+with the last chat of its owner that refers to it. The role runs this file by a timer, with the administrator's account
+in its environment.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import time
 
 from . import client as open_webui_client
+from . import users
 
 CONFIG_PATH = "/etc/gpufleet/open-webui-retention.json"
 DAY_S = 86400
@@ -26,7 +28,7 @@ REASONS = ("untouched", "beyond")
 
 
 class RetentionError(Exception):
-    """A wish or an account that the program cannot work with; the text is fit for an operator."""
+    """A setting or an account that the program cannot work with; the text is fit for an operator."""
 
 
 # --- What is old ---
@@ -35,8 +37,9 @@ class RetentionError(Exception):
 def due(chats, now, days, per_user):
     """[(id, reason)] of the chats that go unless they are archived or pinned, the oldest first.
 
-    ``chats`` of one user: {id, updated_at (epoch seconds), active}. untouched: not written to for ``days``; beyond: older than
-    the user's ``per_user`` newest, archived and pinned ones counted. 0 switches a rule off. One that is being answered stays.
+    ``chats`` of one user: {id, updated_at (epoch seconds), active}. untouched: not written to for ``days``; beyond:
+    older than the user's ``per_user`` newest, archived and pinned ones counted. 0 switches a rule off. One that is
+    being answered stays.
     """
     newest_first = sorted(chats, key=lambda chat: (-chat["updated_at"], chat["id"]))
     found = []
@@ -62,7 +65,8 @@ def kept_because(chat, updated_at):
 def files_of(chat):
     """IDs of the uploads that a chat refers to; what belongs to a knowledge base is not its own.
 
-    >>> sorted(files_of({"chat": {"files": [{"type": "file", "id": "a"}], "history": {"messages": {"1": {"files": [{"type": "image", "url": "b"}]}}}}}))
+    >>> messages = {"1": {"files": [{"type": "image", "url": "b"}]}}
+    >>> sorted(files_of({"chat": {"files": [{"type": "file", "id": "a"}], "history": {"messages": messages}}}))
     ['a', 'b']
     """
     content = chat.get("chat") or {}
@@ -75,7 +79,12 @@ def files_of(chat):
     found = set()
     for holder in holders:
         for entry in (holder.get("files") if isinstance(holder, dict) else None) or []:
-            if not isinstance(entry, dict) or entry.get("type") not in ("file", "image") or entry.get("knowledge") or entry.get("collection"):
+            if (
+                not isinstance(entry, dict)
+                or entry.get("type") not in ("file", "image")
+                or entry.get("knowledge")
+                or entry.get("collection")
+            ):
                 continue
             name = entry.get("id") or entry.get("url") or (entry.get("file") or {}).get("id")
             if isinstance(name, str) and "/" not in name and ":" not in name:
@@ -98,7 +107,7 @@ def user_chats(client, user_id):
 
 
 def run(client, config, now, say):
-    """One look at everybody's chats; returns the counts. ``say`` takes one dict for each chat that goes or would."""
+    """One pass over everybody's chats; returns the counts. ``say`` takes one dict for each chat that goes or would."""
     counts = {
         "users": 0,
         "chats": 0,
@@ -106,7 +115,7 @@ def run(client, config, now, say):
         "deferred": 0,
         **dict.fromkeys(("archived", "pinned", "continued"), 0),
     }
-    for user in open_webui_client.all_users(client):
+    for user in users.everyone(client):
         counts["users"] += 1
         chats = user_chats(client, user["id"])
         when = {chat["id"]: chat["updated_at"] for chat in chats}
@@ -133,7 +142,7 @@ def run(client, config, now, say):
 
 
 def drop_file(client, name, owner, left, dry_run):
-    """1 where the upload goes (or would), 0 where another chat still refers to it, it is somebody else's, or it is not there."""
+    """1 where the upload goes (or would); 0 where another chat refers to it, it is another's, or it is not there."""
     for chat_id in left:
         if left[chat_id] is None:
             left[chat_id] = files_of(client.call("GET", f"/api/v1/chats/{chat_id}"))
@@ -148,14 +157,14 @@ def drop_file(client, name, owner, left, dry_run):
     try:
         client.call("DELETE", f"/api/v1/files/{name}")
     except open_webui_client.OpenWebuiError:
-        # Without a vector database 0.12 removes the file and then fails to clean up there: what counts is whether it is gone.
+        # Without a vector database 0.12 removes the file and then fails to clean up: what counts is whether it is gone.
         if held_file(client, name) is not None:
             raise
     return 1
 
 
 def held_file(client, name):
-    """The file's entry, or None where there is none."""
+    """The file's entry, or None where it does not exist."""
     try:
         return client.call("GET", f"/api/v1/files/{name}")
     except open_webui_client.OpenWebuiError as error:
@@ -173,7 +182,9 @@ def load_config(path):
         with open(path, encoding="utf-8") as handle:
             return json.load(handle)
     except (OSError, ValueError) as error:
-        raise RetentionError(f"{path} cannot be read ({error}); the role open_webui lays it down: run it again.") from error
+        raise RetentionError(
+            f"{path} cannot be read ({error}); the role open_webui lays it down: run it again."
+        ) from error
 
 
 def load_totals(folder):
@@ -257,11 +268,14 @@ def main(argv, environ=None, now=time.time):
         client = open_webui_client.Client(config["url"])
         email, password = (environ.get("WEBUI_ADMIN_" + name) for name in ("EMAIL", "PASSWORD"))
         if not (email and password):
-            raise RetentionError("WEBUI_ADMIN_EMAIL and WEBUI_ADMIN_PASSWORD are not in the environment; start it as open-webui-retention.service.")
-        client.token = open_webui_client.sign_in(client, email, password)["token"]
+            raise RetentionError(
+                "WEBUI_ADMIN_EMAIL and WEBUI_ADMIN_PASSWORD are not in the environment; start it as "
+                "open-webui-retention.service."
+            )
+        client.token = users.sign_in(client, email, password)["token"]
         counts = run(client, config, now(), lambda told: _say(json.dumps(told), sys.stdout))
     except (RetentionError, open_webui_client.OpenWebuiError, OSError) as error:
-        # While the page is being restarted there is nothing to do; that it is down is its own unit's to say.
+        # While Open WebUI restarts there is nothing to do; that it is down is for its own unit to report.
         away = getattr(error, "status", 0) is None
         _say(
             f"<{4 if away else 3}>{error}" if environ.get("JOURNAL_STREAM") else f"open-webui-retention: {error}",

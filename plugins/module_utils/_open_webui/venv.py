@@ -81,7 +81,9 @@ def python_version(python, run=subprocess.run):
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise VenvError(f"{python} does not run ({error}); Python 3.11 or 3.12 was wanted. Correct open_webui_python.") from error
+        raise VenvError(
+            f"{python} does not run ({error}); Python 3.11 or 3.12 was wanted. Correct open_webui_python."
+        ) from error
     match = re.match(r"(\d+) (\d+)", done.stdout)
     if done.returncode or not match:
         said = done.stderr.strip()[-200:]
@@ -122,7 +124,8 @@ def uv_environment(pip_config):
                 except (ValueError, SyntaxError):
                     continue
                 found[match.group(2).replace("_", "-")] = str(value).split()
-    # uv's own store of certificates is replaced by the host's, as pip's is in distributions; the old name is for uv < 0.11.
+    # uv's own store of certificates is replaced by the host's, as pip's is in distributions; the first name is for uv
+    # 0.11 and later, the second for earlier ones.
     env = {"UV_SYSTEM_CERTS": "1", "UV_NATIVE_TLS": "1", "UV_NO_PROGRESS": "1", "UV_NO_CONFIG": "1"}
     plain = {
         "index-url": ("UV_DEFAULT_INDEX", " "),
@@ -152,7 +155,9 @@ def explain(output):
 
 def _run(argv, env, what, run=subprocess.run):
     try:
-        done = run(argv, env={**os.environ, **env}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        done = run(
+            argv, env={**os.environ, **env}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        )
     except OSError as error:
         raise VenvError(f"{what} failed: {argv[0]} could not be started ({error}).") from error
     if done.returncode:
@@ -173,7 +178,10 @@ def alone(folder, wait_s=LOCK_WAIT_S, clock=time.monotonic, sleep=time.sleep):
                 break
             except OSError as error:
                 if clock() >= until:
-                    raise VenvError(f"Another installation has been at work in {folder} for {wait_s} s; wait until it ends or end it.") from error
+                    raise VenvError(
+                        f"Another installation has been at work in {folder} for {wait_s} s; wait until it ends or end "
+                        "it."
+                    ) from error
                 sleep(1)
         yield
     finally:
@@ -230,14 +238,18 @@ def build(path, stamp, python, requirements, uv_requirements, index_url=None, in
 def site_packages(path):
     """The environment's folder of packages."""
     lib = os.path.join(path, "lib")
-    return os.path.join(lib, next(name for name in sorted(os.listdir(lib)) if name.startswith("python")), "site-packages")
+    return os.path.join(
+        lib, next(name for name in sorted(os.listdir(lib)) if name.startswith("python")), "site-packages"
+    )
 
 
 def slim_requirements(path):
     """Path of the wheel's own list of the slim set; VenvError where the wheel has none (before 0.11.4)."""
     listed = os.path.join(site_packages(path), "requirements-slim.txt")
     if not os.path.isfile(listed):
-        raise VenvError("This version's wheel has no requirements-slim.txt; set open_webui_package_set=full or take 0.11.4.")
+        raise VenvError(
+            "This version's wheel has no requirements-slim.txt; set open_webui_package_set=full or take 0.11.4."
+        )
     return listed
 
 

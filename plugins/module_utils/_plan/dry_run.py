@@ -29,7 +29,8 @@ import subprocess
 import tempfile
 import time
 
-from . import gguf
+from .encode import write_header_file
+from .ggml import GgufError
 
 DEADLINE_S = 30.0
 MAX_OUTPUT = 8 * 1024 * 1024
@@ -42,13 +43,18 @@ PINNED = {"0.30.0": 9452, "0.30.5": 9509, "0.31.2": 9888, "0.32.0": 9888, "0.32.
 VARIANTS = ("cuda_v13", "cuda_v12")
 
 _SELF = r"\s*(?P<self>\d+)\s*=\s*(?P<model>\d+)\s*\+\s*(?P<context>\d+)\s*\+\s*(?P<compute>\d+)"
-_DEVICE = re.compile(r"\|\s+- (?P<name>\S+) \(.*\)\s*\|\s*(?P<total>\d+)\s*=\s*(?P<free>\d+)\s*\+\s*\(" + _SELF + r"\)\s*\+\s*-?\d+\s*\|")
+_DEVICE = re.compile(
+    r"\|\s+- (?P<name>\S+) \(.*\)\s*\|\s*(?P<total>\d+)\s*=\s*(?P<free>\d+)\s*\+\s*\(" + _SELF + r"\)\s*\+\s*-?\d+\s*\|"
+)
 _HOST = re.compile(r"\|\s+- (?:Host|CPU\S*)\s*\|" + _SELF + r"\s*\|")
-# What Ollama adds where it gives a model one of several cards. The others it hides from CUDA; those of an RPC server cannot be hidden.
+# What Ollama adds where it gives a model one of several cards. It hides the others from CUDA; those of an RPC server
+# cannot be hidden.
 ALONE = ["--split-mode", "none", "--main-gpu", "0"]
 
 _PROJECTED = re.compile(r"projected to use (\d+) MiB of device memory vs\. (\d+) MiB of free device memory")
-_FAILED = re.compile(r"(?:GGML_ASSERT|ggml[^\s:]*:\d+: fatal error|error loading model|failed to load model|exiting due to model)[^\n]*")
+_FAILED = re.compile(
+    r"(?:GGML_ASSERT|ggml[^\s:]*:\d+: fatal error|error loading model|failed to load model|exiting due to model)[^\n]*"
+)
 
 
 class DryRunError(Exception):
@@ -66,22 +72,24 @@ def find(folder, environment=None, user=None):
     engine = {"server": server, "folder": folder, "environment": dict(environment or {}), "user": user}
     try:
         said = subprocess.run(
-            [server, "--version"], env=_environment(engine, None), timeout=DEADLINE_S, stdin=subprocess.DEVNULL, check=False,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **_identity(engine),
+            [server, "--version"], env=_environment(engine, None), timeout=DEADLINE_S, check=False,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **_identity(engine),
         ).stdout.decode("utf-8", "replace")  # fmt: skip
     except (OSError, subprocess.SubprocessError) as error:
-        raise DryRunError(f"{server} cannot be started: {error}. Install the engine again, or plan with method=formula.") from error
+        raise DryRunError(
+            f"{server} cannot be started: {error}. Install the engine again, or plan with method=formula."
+        ) from error
     found = build_of(said, os.path.realpath(folder))
     version = re.search(r"version: (\S+)", said)
     return {
         **engine,
         "build": found,
-        "label": f"b{found}" if found else f"unknown ({version[1] if version else 'no version told'})",
+        "label": f"b{found}" if found else f"unknown ({version[1] if version else 'no version printed'})",
     }
 
 
 def build_of(version_text, path=""):
-    """llama.cpp's build number, as `llama-server --version` tells it, or by the release that the path names; else None."""
+    """llama.cpp's build number as `llama-server --version` prints it, or by the release in the path; else None."""
     said = re.search(r"version: (\d+) \(", version_text) or re.search(r"\(build (\d+)[,)]", version_text)
     if said and int(said[1]):
         return int(said[1])
@@ -110,69 +118,79 @@ def _identity(engine):
     try:
         about = pwd.getpwnam(user)
     except KeyError as error:
-        raise DryRunError(f"The engine is to run as the user {user}, whom this host does not have. Create it, or set engine_user.") from error
+        raise DryRunError(
+            f"The engine is to run as the user {user}, whom this host does not have. Create it, or set engine_user."
+        ) from error
     return {"user": about.pw_uid, "group": about.pw_gid, "extra_groups": os.getgrouplist(user, about.pw_gid)}
 
 
-def flags(path, port, wish, num_batch):
+def flags(path, port, model, num_batch):
     """The command line that Ollama would use for these settings."""
-    total = wish["context"] * wish["slots"]
+    total = model["context"] * model["slots"]
     return [
         "--model", path, "--port", str(port), "--host", "127.0.0.1", "--no-webui", "--offline",
-        "-c", str(total), "-np", str(wish["slots"]), "--log-verbosity", "4", "--no-log-prefix", "--no-log-timestamps",
-        "--cache-type-k", wish["kv_cache_type"], "--cache-type-v", wish["kv_cache_type"],
-        "--flash-attn", "on" if wish["flash_attention"] else "off", "-b", str(num_batch), "-ub", str(num_batch),
+        "-c", str(total), "-np", str(model["slots"]), "--log-verbosity", "4", "--no-log-prefix", "--no-log-timestamps",
+        "--cache-type-k", model["kv_cache_type"], "--cache-type-v", model["kv_cache_type"],
+        "--flash-attn", "on" if model["flash_attention"] else "off", "-b", str(num_batch), "-ub", str(num_batch),
     ]  # fmt: skip
 
 
-def run(engine, wish, cards, num_batch, given=False):
-    """What the engine projects for a settled wish of _plan on these cards, or {"refused": why}.
+def run(engine, model, cards, num_batch, given=False):
+    """What the engine projects for a settled model of _plan on these cards, or {"refused": why}.
 
-    {"weights_mib", "kv_mib", "compute_mib", "host_mib", "device_mib", "per_card_mib": [MiB of each device], "engine", "seconds"}
+    {"weights_mib", "kv_mib", "compute_mib", "host_mib", "device_mib", "per_card_mib": [MiB of each device], "engine",
+    "seconds"}
 
-    device_mib: the engine's own sum over all devices, cut to whole MiB once; its terms are cut one by one and add up to less.
+    device_mib: the engine's own sum over all devices, cut to whole MiB once; its terms are cut one by one, so they add
+    up to less.
 
     given: the cards are not this host's own, so their room is not looked at; the figures do not depend on it.
     """
     for card in cards:
         free = card.get("free_mib")
         if not given and free is not None and free < ROOM_MIB:
-            return {"refused": f"GPU {card['index']} has {free:,} MiB free and the dry run needs {ROOM_MIB:,} for its CUDA context."}
+            return {"refused": f"GPU {card['index']} has {free:,} MiB free, and a dry run takes {ROOM_MIB:,}."}
     folder = tempfile.mkdtemp(prefix="gpufleet-plan-")
     try:
-        path = wish.get("gguf")
+        path = model.get("gguf")
         if not path:
             path = os.path.join(folder, "header.gguf")
-            gguf.write_header_file(path, wish["header"])
+            write_header_file(path, model["header"])
             os.chmod(path, 0o644)
         os.chmod(folder, 0o711)
         present = [variant for variant in VARIANTS if os.path.isdir(os.path.join(engine["folder"], variant))]
         answer = {"refused": "the engine found no GPU."}
         for variant in present or [None]:
-            answer = _ask(engine, variant, path, wish, cards, num_batch)
+            answer = _ask(engine, variant, path, model, cards, num_batch)
             if "refused" not in answer:
                 return answer
         return answer
-    except (gguf.GgufError, DryRunError, OSError) as error:
+    except (GgufError, DryRunError, OSError) as error:
         return {"refused": str(error)}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _ask(engine, variant, path, wish, cards, num_batch):
+def _ask(engine, variant, path, model, cards, num_batch):
     started = time.monotonic()
     environment = _environment(engine, variant)
     uuids = [card["uuid"] for card in cards if card.get("uuid")]
     if len(uuids) == len(cards) and uuids and "LLAMA_ARG_RPC" not in environment:
         environment.setdefault("CUDA_VISIBLE_DEVICES", ",".join(uuids))
-    command = [engine["server"], *flags(path, _free_port(), wish, num_batch)]
+    command = [engine["server"], *flags(path, _free_port(), model, num_batch)]
     if "LLAMA_ARG_RPC" in environment and len(cards) == 1:
         command += ALONE
     text = _output(command, environment, _identity(engine))
     answer = parse(text)
     if "refused" not in answer and len(answer["per_card_mib"]) != len(cards):
-        return {"refused": f"the engine sees {len(answer['per_card_mib'])} GPUs where the plan has {len(cards)} for this model."}
-    return answer if "refused" in answer else {**answer, "engine": engine["label"], "seconds": round(time.monotonic() - started, 2)}
+        return {
+            "refused": f"the engine sees {len(answer['per_card_mib'])} GPUs; the plan has {len(cards)} for this model."
+        }
+    return (
+        answer
+        if "refused" in answer
+        else {**answer, "engine": engine["label"], "seconds": round(time.monotonic() - started, 2)}
+    )
 
 
 def _free_port():
@@ -208,7 +226,10 @@ def _output(command, environment, identity):
 
 
 def parse(text):
-    """The terms of the first projection in the engine's output, or {"refused": why}, with "loads": False where it ended by an error."""
+    """The terms of the first projection in the engine's output, or {"refused": why}.
+
+    A refusal has "loads": False where the engine ended by an error.
+    """
     projected = _PROJECTED.search(text)
     if not projected:
         if re.search(r"projected to use \d+ MiB of host memory", text):
@@ -216,10 +237,15 @@ def parse(text):
         failed = _FAILED.search(text)
         if failed:
             return {"refused": f"the engine does not load it: {failed[0].strip()[:200]}.", "loads": False}
-        return {"refused": f"the engine did not say within {DEADLINE_S:g} s what it would take, or not in a form that is known."}
+        return {
+            "refused": f"the engine did not say within {DEADLINE_S:g} s what it would take, or not in a known form."
+        }
     before = text[: projected.start()]
     table = before[before.rfind("memory breakdown [MiB]") :] if "memory breakdown [MiB]" in before else ""
-    devices = [{key: int(value) for key, value in found.groupdict().items() if key != "name"} for found in _DEVICE.finditer(table)]
+    devices = [
+        {key: int(value) for key, value in found.groupdict().items() if key != "name"}
+        for found in _DEVICE.finditer(table)
+    ]
     hosts = [int(found["self"]) for found in _HOST.finditer(table)]
     lines = len(re.findall(r"\|\s+- ", table))
     if not devices or not hosts or lines != len(devices) + len(hosts):

@@ -217,3 +217,12 @@ def share_done(load: dict[str, Any], elapsed_s: float, rounds_done: int) -> floa
     if load["rounds"]:
         shares.append(rounds_done / (load["rounds"] * load["conversations"]))
     return min(max(shares), 1.0)
+
+
+def problems(changes, preset):
+    """What is wrong with the changes (``soak_load``) to a preset, a sentence each; [] where nothing is."""
+    try:
+        settle(preset, dict(changes))
+    except (LoadError, TypeError, ValueError) as error:
+        return [f"soak_load: {error}"]
+    return []

@@ -92,8 +92,13 @@ function infer(r) {
         return r.internalRedirect('@server');
     }
     r.variables.gateway_removed = asked.removed.join(',');
-    r.variables.gateway_body = asked.body;
+    r.variables.gateway_cuts = JSON.stringify(asked.ranges);
     r.internalRedirect('@pinned');
+}
+
+// The body without the members that were cut out. A variable of nginx is a copy; this one is made once, when it is sent.
+function body(r) {
+    return pin.without(r.requestBuffer, JSON.parse(r.variables.gateway_cuts));
 }
 
 // GET only, the answer as the server gives it: /api/version, one model of /v1/models/.
@@ -171,4 +176,4 @@ async function healthz(r) {
     r.return(status === 'ok' ? 200 : 503, JSON.stringify({status: status, config: policy.config}) + '\n');
 }
 
-export default {token: token, bearer: bearer, infer: infer, read: read, list: list, healthz: healthz};
+export default {token: token, bearer: bearer, infer: infer, body: body, read: read, list: list, healthz: healthz};

@@ -5,7 +5,7 @@
 
 A server that starts before the driver's devices are there, or against a driver that was
 upgraded and not reloaded, serves from the CPU until its next restart and says nothing of it
-(llama.cpp issue 27923). So it does against a driver that is older than its CUDA libraries take.
+(issue 27923 of llama.cpp). So it does against a driver that is older than its CUDA libraries take.
 Exit 0 once the devices exist and NVML counts a GPU; else 1, with the reason on standard error,
 after the seconds given first. The second argument is the oldest driver branch that serves, 0 for any.
 """

@@ -15,8 +15,9 @@ import sys
 
 import pytest
 
-from ansible_collections.gpufleet.llm.plugins.module_utils._driver import openpgp
+from ansible_collections.gpufleet.llm.plugins.module_utils._driver import offers, openpgp, selection
 from ansible_collections.gpufleet.llm.plugins.module_utils._driver import packages as driver_packages
+from ansible_collections.gpufleet.llm.plugins.module_utils._driver import problems as driver_problems
 from ansible_collections.gpufleet.llm.plugins.module_utils._driver import state as driver_state
 
 REPO = pathlib.Path(__file__).resolve().parents[3]
@@ -25,7 +26,7 @@ ERROR = "nvidia/nv-pci.c:237:9: error: too few arguments to function 'pci_resize
 
 
 @pytest.fixture
-def host(tmp_path, monkeypatch):
+def host(tmp_path, monkeypatch, modinfo):
     """lab_driver.py over a made-up host with one kernel and its headers; `host.look()` is the collection's reader."""
     shutil.copyfile(REPO / "lab/driver/lab_driver.py", tmp_path / "lab_driver.py")
     shutil.copyfile(REPO / "lab/nvml/make_rootfs.py", tmp_path / "make_rootfs.py")
@@ -39,14 +40,10 @@ def host(tmp_path, monkeypatch):
     module.spill(module.inside("boot", f"vmlinuz-{OLD}"), "")
     module.headers = lambda kernel: module.spill(module.inside("usr/src", f"linux-headers-{kernel}", "Makefile"), "")
     module.headers(OLD)
-    module.look = lambda: driver_state.observe(tmp_path / "rootfs", run=no_program)
+    module.look = lambda: driver_state.observe(tmp_path / "rootfs", run=modinfo.run)
     module.settle = lambda **what: module.spill(f"{module.ETC}/lab/driver.json", json.dumps(what))
     module.boot()
     return module
-
-
-def no_program(command, **_kwargs):
-    raise FileNotFoundError(command[0])
 
 
 def test_nouveau_has_the_card_until_the_initramfs_knows_better(host):
@@ -70,10 +67,10 @@ def test_an_upgrade_leaves_the_old_module_loaded_until_it_is_reloaded(host):
     host.build("580.126.09", "open")
     seen = host.look()
     assert (seen["loaded_version"], seen["kernels"][0]["version"], seen["dkms"][0]["state"]) == ("580.95.05", "580.126.09", "installed")
-    assert driver_state.reboot(seen)["needed"]
+    assert driver_problems.reboot(seen)["needed"]
     assert host.modprobe(["-r", "nvidia_uvm", "nvidia"]) == 0
     assert host.modprobe(["--all", "nvidia", "nvidia_uvm"]) == 0
-    assert not driver_state.reboot(host.look())["needed"]
+    assert not driver_problems.reboot(host.look())["needed"]
 
 
 def test_a_module_in_use_is_not_unloaded(host):
@@ -98,11 +95,11 @@ def test_the_next_kernel_gets_its_module_when_its_headers_are_there(host):
     host.boot()
     host.spill(host.inside("boot", f"vmlinuz-{NEXT}"), "")
     host.kernel_installed(NEXT)
-    blocked = driver_state.reboot(dict(host.look(), library_version="580.95.05"))
+    blocked = driver_problems.reboot(dict(host.look(), library_version="580.95.05"))
     assert (blocked["safe"], NEXT in blocked["blocked_by"]) == (False, True)
     host.headers(NEXT)
     host.kernel_installed(NEXT)
-    assert driver_state.reboot(dict(host.look(), library_version="580.95.05"))["safe"]
+    assert driver_problems.reboot(dict(host.look(), library_version="580.95.05"))["safe"]
     host.boot()
     assert host.look()["running_kernel"] == NEXT
 
@@ -133,11 +130,11 @@ def test_the_repositories_have_what_the_tables_name(repositories):
 
     for distribution, version_id in (("debian", "12"), ("ubuntu", "24.04")):
         index = gzip.decompress((repositories[0] / "cuda" / distribution / "Packages.gz").read_bytes()).decode()
-        offered = driver_packages.parse_index(index)
+        offered = offers.parse_index(index)
         table = yaml.safe_load((REPO / f"roles/cuda/files/packages/{distribution}.yml").read_text(encoding="utf-8"))
         for branch, version in ((580, "580.126.09"), (590, "590.44.01")):
-            wishes = {"source": "nvidia_repo", "branch": branch, "version": version, "flavour": "open"}
-            wanted = driver_packages.wanted(wishes, {"id": distribution, "version_id": version_id}, table)
+            settings = {"source": "nvidia_repo", "branch": branch, "version": version, "flavour": "open"}
+            wanted = selection.select(settings, {"id": distribution, "version_id": version_id}, table)
             for name in wanted["packages"]:
                 assert version in [driver_packages.upstream(one) for one in offered[name]], name
             assert wanted["pin"] in offered

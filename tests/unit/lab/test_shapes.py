@@ -57,7 +57,7 @@ def test_a_shape_is_as_large_as_the_published_file(name):
 
 
 def test_weights_on_the_card_are_those_of_a_real_log():
-    """facts/nvidia.md §3.1: CUDA log of Qwen3-14B Q8_0: 14,177.36 MiB on the card, 788.24 on the host."""
+    """CUDA log of Qwen3-14B Q8_0: 14,177.36 MiB on the card, 788.24 on the host."""
     tensors = shapes.describe("qwen3-14b-q8_0")["tensors"]
     host = sum(tensor["bytes"] for tensor in tensors if tensor["name"] == "token_embd.weight") / 2**20
     card = sum(tensor["bytes"] for tensor in tensors) / 2**20 - host
@@ -102,7 +102,7 @@ def test_another_reader_reads_the_file(name, layers, tmp_path, monkeypatch):
 
 
 def test_the_header_is_as_long_as_the_real_one():
-    """facts/nvidia.md §3.7: vocabulary and merges of Qwen3 are about 5.4 MB; the architecture's keys lie in the first 64 KiB."""
+    """Vocabulary and merges of Qwen3 are about 5.4 MB; the architecture's keys lie in the first 64 KiB."""
     head, _offsets, _length = shapes.header(
         shapes.metadata("qwen3-14b-q4_K_M") + shapes.tokenizer(shapes.MODELS["qwen3-14b"]),
         shapes.describe("qwen3-14b-q4_K_M")["tensors"],

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ansible_collections.gpufleet.llm.plugins.module_utils._driver import state as driver_state
+from ansible_collections.gpufleet.llm.plugins.module_utils._driver import problems as driver_problems
 
 ROOT = Path(__file__).resolve().parents[3]
 LAB = ROOT / "lab"
@@ -150,7 +150,7 @@ def test_the_roles_accept_what_the_lab_builds():
     built = {}
     for platform in world.PLATFORMS.values():
         built.setdefault(platform["distribution"], []).append(platform["version"])
-    assert {name: list(versions) for name, versions in driver_state.SUPPORTED.items()} == built
+    assert {name: list(versions) for name, versions in driver_problems.SUPPORTED.items()} == built
 
 
 @pytest.mark.parametrize("role", ["cuda", "ollama", "models", "open_webui", "vram_guard"])

@@ -15,7 +15,7 @@ import types
 
 import pytest
 
-from ansible_collections.gpufleet.llm.plugins.module_utils._open_webui import client as open_webui_client
+from ansible_collections.gpufleet.llm.plugins.module_utils._open_webui import functions as open_webui_functions
 
 hypothesis = pytest.importorskip("hypothesis")
 st = hypothesis.strategies
@@ -232,5 +232,5 @@ def test_properties(filters, messages, rounds, budget):
 
 def test_the_server_would_store_it_as_it_is():
     text = PATH.read_text(encoding="utf-8")
-    assert open_webui_client.as_stored(text) == text
+    assert open_webui_functions.as_stored(text) == text
     assert "requirements:" not in text and "self.toggle" not in text

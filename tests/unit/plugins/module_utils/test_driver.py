@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import lzma
+import os
 import pathlib
 import shutil
 import subprocess
@@ -15,8 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ansible_collections.gpufleet.llm.plugins.module_utils._driver import dkms, kernels, problems, versions
 from ansible_collections.gpufleet.llm.plugins.module_utils._driver import state as driver_state
 from ansible_collections.gpufleet.llm.plugins.module_utils._gpu import shape
+from ansible_collections.gpufleet.llm.plugins.module_utils._host.distribution import distribution
 
 REPO = pathlib.Path(__file__).resolve().parents[4]
 OLD, NEW = "6.1.0-9-amd64", "6.1.0-50-amd64"
@@ -31,7 +34,7 @@ def make_rootfs(*words):
 
 
 @pytest.fixture
-def tree(tmp_path):
+def tree(tmp_path, modinfo):
     """A function that makes a tree and observes it."""
 
     def made(*words, taken=None, run=None):
@@ -39,7 +42,7 @@ def tree(tmp_path):
         etc = tmp_path / "etc"
         etc.mkdir(exist_ok=True)
         (etc / "os-release").write_text('ID=debian\nVERSION_ID="12"\n')
-        return driver_state.observe(tmp_path, taken, run or no_program)
+        return driver_state.observe(tmp_path, taken, run or modinfo.run)
 
     return made
 
@@ -60,8 +63,8 @@ def taken(state="ok", gpus=1, **changes):
     }
 
 
-def codes(observed, sample=None, **wishes):
-    return [problem["code"] for problem in driver_state.judge(observed, sample or taken(), **wishes)]
+def codes(observed, sample=None, **settings):
+    return [problem["code"] for problem in problems.judge(observed, sample or taken(), **settings)]
 
 
 # ---- reading ----
@@ -82,18 +85,26 @@ def test_a_well_host(tree):
             "module": "nvidia",
             "flavour": "open",
             "signed": False,
+            "error": None,
         }
     ]
     assert seen["dkms"] == [{"module": "nvidia", "version": "580.126.09", "kernel": NEW, "state": "installed", "error": None}]
     assert (seen["secure_boot"], seen["nouveau_loaded"]) == (False, False)
     assert codes(seen) == []
-    assert driver_state.reboot(seen) == {"needed": False, "reason": None, "safe": True, "blocked_by": None}
+    assert problems.reboot(seen) == {"needed": False, "reason": None, "safe": True, "blocked_by": None}
 
 
 def test_debian_renames_the_module(tree):
     seen = tree("--module", "nvidia-current-open", "--driver", "550.163.01")
     assert (seen["kernels"][0]["module"], seen["kernels"][0]["version"]) == ("nvidia-current-open", "550.163.01")
     assert seen["dkms"][0]["module"] == "nvidia-current-open"
+
+
+def test_a_module_that_is_listed_and_gone_is_not_there(tree, tmp_path, modinfo):
+    tree()
+    (tmp_path / f"lib/modules/{NEW}/updates/dkms/nvidia.ko").unlink()
+    module = driver_state.observe(tmp_path, None, modinfo.run)["kernels"][0]
+    assert (module["path"], module["version"], module["error"]) == (None, None, None)
 
 
 def test_flavours(tree):
@@ -111,7 +122,7 @@ def test_a_host_without_anything(tmp_path):
     assert [entry["kernel"] for entry in seen["kernels"]] == ["6.1.0"]
     assert seen["dkms"] == []
     assert seen["secure_boot"] is False
-    assert driver_state.reboot(seen)["safe"] is True
+    assert problems.reboot(seen)["safe"] is True
 
 
 def test_nvml_knows_the_loaded_version_better(tree):
@@ -140,42 +151,83 @@ def test_the_newest_kernel_boots_next_and_a_left_over_folder_does_not(tree, tmp_
     ],
 )
 def test_kernels_are_sorted_by_number(older, newer):
-    assert max([newer, older], key=driver_state.kernel_key) == newer
+    assert max([newer, older], key=kernels.kernel_key) == newer
 
 
 @given(st.lists(st.text(max_size=20), max_size=6))
 def test_any_release_can_be_sorted(names):
-    sorted(names, key=driver_state.kernel_key)
+    sorted(names, key=kernels.kernel_key)
 
 
-def test_compressed_modules_are_read_by_modinfo_or_unpacked(tree, tmp_path):
-    make_rootfs(tmp_path)
-    folder = tmp_path / f"lib/modules/{NEW}/updates/dkms"
-    plain = (folder / "nvidia.ko").read_bytes()
-    (folder / "nvidia.ko.xz").write_bytes(lzma.compress(plain))
-    (folder / "nvidia.ko.zst").write_bytes(b"not read here")
-    assert driver_state.module_info(str(folder / "nvidia.ko.xz"), no_program)[0]["version"] == "580.126.09"
+def signed_module(tmp_path):
+    """The path of a signed module of 580.126.09."""
+    make_rootfs(tmp_path, "--signed")
+    return tmp_path / f"lib/modules/{NEW}/updates/dkms/nvidia.ko"
 
-    def modinfo(command, **_kwargs):
-        assert command[0] == "modinfo"
-        text = "filename:       x\nversion:        590.10\nlicense:        NVIDIA\nsigner:         DKMS module signing key\n"
-        return subprocess.CompletedProcess(command, 0, stdout=text)
 
-    info, signed = driver_state.module_info(str(folder / "nvidia.ko.zst"), modinfo)
-    assert (info["version"], info["license"], signed) == ("590.10", "NVIDIA", True)
-    assert driver_state.module_info(str(folder / "nvidia.ko.zst"), no_program) == ({}, None)
+def test_a_module_is_read_by_the_program_modinfo(tmp_path, monkeypatch, repo):
+    """As a process, whose answer is text."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/modinfo").symlink_to(repo / "tests/support/modinfo.py")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    fields, error = kernels.modinfo(str(signed_module(tmp_path)))
+    assert (fields["version"], fields["license"], fields["signer"], error) == ("580.126.09", "Dual MIT/GPL", "made up", None)
+
+
+def test_an_answer_that_is_not_utf_8_is_an_answer(tmp_path, monkeypatch):
+    (tmp_path / "modinfo").write_text("#!/bin/sh\nprintf 'version: 580.1\\nauthor: caf\\351\\n'\n")
+    (tmp_path / "modinfo").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert kernels.modinfo("x") == ({"version": "580.1", "author": "caf\ufffd"}, None)
+
+
+@pytest.mark.skipif(shutil.which("modinfo") is None, reason="no kmod")
+@pytest.mark.parametrize("name", ["nvidia.ko", "nvidia.ko.xz"])
+def test_the_real_modinfo_says_what_ours_says(tmp_path, modinfo, name):
+    path = signed_module(tmp_path)
+    path.with_name("nvidia.ko.xz").write_bytes(lzma.compress(path.read_bytes()))
+    real, error = kernels.modinfo(str(path.with_name(name)))
+    ours, _error = kernels.modinfo(str(path.with_name(name)), modinfo.run)
+    assert error is None
+    assert {key: real[key] for key in ours} == ours
+
+
+def test_a_module_that_cannot_be_read_says_why_and_blocks_a_reboot(tree):
+    seen = tree("--library", "580.126.09", run=no_program)
+    why = "modinfo of the package kmod is not installed"
+    module = seen["kernels"][0]
+    assert (module["version"], module["signed"], module["error"]) == (None, None, why)
+    assert module["path"] == f"/lib/modules/{NEW}/updates/dkms/nvidia.ko"
+    wanted = problems.reboot(seen)
+    assert (wanted["needed"], wanted["safe"]) == (False, False)
+    assert f"({why})" in wanted["blocked_by"]
+
+
+def test_what_modinfo_refuses_is_told(tmp_path, modinfo):
+    (tmp_path / "garbage.ko").write_bytes(b"\x7fEL")
+    assert kernels.modinfo(str(tmp_path / "garbage.ko"), modinfo.run) == (
+        {},
+        "modinfo answered 1: modinfo: ERROR: could not get modinfo from 'x': Exec format error",
+    )
+
+    def slow(command, **_kwargs):
+        raise subprocess.TimeoutExpired(command, 60)
+
+    assert kernels.modinfo("x", slow)[1].startswith("modinfo failed: ")
 
 
 def test_signatures(tree):
     assert tree("--signed")["kernels"][0]["signed"] is True
 
 
-@given(st.binary(max_size=300))
-def test_any_bytes_may_stand_in_a_module_file(tmp_path_factory, content):
-    path = tmp_path_factory.getbasetemp() / "garbage.ko"
-    path.write_bytes(b"\x7fELF\x02\x01" + content)
-    info, _signed = driver_state.module_info(str(path), no_program)
-    assert isinstance(info, dict)
+@given(st.text(max_size=200))
+def test_modinfo_may_say_anything(text):
+    def run(command, **_kwargs):
+        return subprocess.CompletedProcess(command, 0, text, "")
+
+    fields, error = kernels.modinfo("x", run)
+    assert error is None
+    assert all(isinstance(value, str) for value in fields.values())
 
 
 def test_a_failed_build(tree):
@@ -190,13 +242,13 @@ def test_a_failed_build(tree):
 def test_dkms_knows_only_the_source(tmp_path):
     (tmp_path / "var/lib/dkms/nvidia/580.126.09").mkdir(parents=True)
     (tmp_path / "var/lib/dkms/nvidia/580.126.09/source").symlink_to("/usr/src/nvidia-580.126.09")
-    assert [entry["state"] for entry in driver_state.read_dkms(tmp_path)] == ["added"]
+    assert [entry["state"] for entry in dkms.read(tmp_path)] == ["added"]
 
 
 def test_built_and_not_installed(tree, tmp_path):
     make_rootfs(tmp_path)
     (tmp_path / f"var/lib/dkms/nvidia/kernel-{NEW}-x86_64").unlink()
-    assert [entry["state"] for entry in driver_state.read_dkms(tmp_path)] == ["built"]
+    assert [entry["state"] for entry in dkms.read(tmp_path)] == ["built"]
 
 
 @pytest.mark.parametrize(
@@ -210,12 +262,12 @@ def test_built_and_not_installed(tree, tmp_path):
 @pytest.mark.parametrize("head", ["DKMS make.log for nvidia-550 for kernel", "DKMS (dkms-3.2.2) make.log for nvidia/550 for kernel"])
 def test_the_first_error_of_a_build_log(head, lines, error):
     log = "\n".join([f"{head} {NEW} (x86_64)", *lines])
-    assert driver_state.first_build_error(log) == (NEW, error)
+    assert dkms.first_build_error(log) == (NEW, error)
 
 
 def test_a_log_of_a_good_build_has_no_error():
-    assert driver_state.first_build_error("DKMS make.log for n-1 for kernel k (x86_64)\nCC x.o\n") == ("k", None)
-    assert driver_state.first_build_error("") == (None, None)
+    assert dkms.first_build_error("DKMS make.log for n-1 for kernel k (x86_64)\nCC x.o\n") == ("k", None)
+    assert dkms.first_build_error("") == (None, None)
 
 
 def test_secure_boot(tree, tmp_path):
@@ -231,7 +283,7 @@ def test_secure_boot(tree, tmp_path):
 
 
 def test_the_distribution_of_a_tree_without_one_is_this_system(tmp_path):
-    assert driver_state.distribution(tmp_path) == driver_state.distribution("/")
+    assert driver_state.observe(tmp_path, None, no_program)["distribution"] == distribution("/")
 
 
 @pytest.mark.parametrize(
@@ -257,7 +309,7 @@ def test_what_the_kernel_says(tmp_path, text, version, flavour):
 
 def test_upgraded_and_not_reloaded(tree):
     seen = tree("--driver", "580.95.05", "--on-disk", "580.126.09", "--library", "580.126.09")
-    wanted = driver_state.reboot(seen)
+    wanted = problems.reboot(seen)
     assert wanted["needed"] is True
     assert "580.95.05" in wanted["reason"]
     assert "580.126.09" in wanted["reason"]
@@ -266,42 +318,51 @@ def test_upgraded_and_not_reloaded(tree):
 
 
 def test_only_the_module_on_disk_is_newer(tree):
-    wanted = driver_state.reboot(tree("--driver", "580.95.05", "--on-disk", "580.126.09", "--library", "580.95.05"))
+    wanted = problems.reboot(tree("--driver", "580.95.05", "--on-disk", "580.126.09", "--library", "580.95.05"))
     assert wanted["needed"] is True
     assert "on disk" in wanted["reason"]
     assert wanted["safe"] is False  # it would load a module that the library does not fit
 
 
 def test_only_the_library_is_newer(tree):
-    wanted = driver_state.reboot(tree("--library", "590.10"))
+    wanted = problems.reboot(tree("--library", "590.10"))
     assert wanted["needed"] is True
     assert wanted["safe"] is False  # what boots next would not fit the library either
     assert "590.10" in wanted["blocked_by"]
 
 
+def test_a_module_that_is_missing_on_disk_is_no_reason_to_reboot(tree):
+    """It runs from memory; a reboot would lose it, so the gate says."""
+    seen = tree("--without", NEW, "--library", "580.126.09")
+    assert seen["kernels"][0]["path"] is None
+    wanted = problems.reboot(seen)
+    assert (wanted["needed"], wanted["reason"], wanted["safe"]) == (False, None, False)
+    assert codes(seen) == ["reboot_blocked"]
+
+
 def test_not_loaded_is_no_reason_to_reboot(tree):
     seen = tree("--not-loaded", "--library", "580.126.09")
-    assert driver_state.reboot(seen)["needed"] is False
+    assert problems.reboot(seen)["needed"] is False
     assert codes(seen, taken("no_driver")) == ["not_loaded"]
 
 
 def test_nouveau_holds_the_card(tree):
     seen = tree("--not-loaded", "--nouveau", "--library", "580.126.09")
-    assert driver_state.reboot(seen)["needed"] is True
+    assert problems.reboot(seen)["needed"] is True
     assert codes(seen, taken("no_driver")) == ["not_loaded", "nouveau", "reboot_needed"]
-    assert "nouveau is loaded" in driver_state.judge(seen, taken("no_driver"))[0]["message"]
+    assert "nouveau is loaded" in problems.judge(seen, taken("no_driver"))[0]["message"]
 
 
 def test_the_running_kernel_has_no_module_but_the_next_has(tree):
     seen = tree("--kernel", OLD, "--kernel", NEW, "--without", OLD, "--not-loaded", "--library", "580.126.09")
-    wanted = driver_state.reboot(seen)
+    wanted = problems.reboot(seen)
     assert (wanted["needed"], wanted["safe"]) == (True, True)
     assert NEW in wanted["reason"]
 
 
 def test_no_reboot_into_a_kernel_without_the_module(tree):
     seen = tree("--kernel", OLD, "--kernel", NEW, "--without", NEW, "--build-error", PCI_ERROR, "--library", "580.126.09")
-    wanted = driver_state.reboot(seen)
+    wanted = problems.reboot(seen)
     assert (wanted["needed"], wanted["safe"]) == (False, False)
     assert PCI_ERROR in wanted["blocked_by"]
     assert NEW in wanted["blocked_by"]
@@ -310,7 +371,7 @@ def test_no_reboot_into_a_kernel_without_the_module(tree):
 
 def test_no_reboot_when_no_kernel_has_the_module_any_more(tree):
     seen = tree("--kernel", OLD, "--kernel", NEW, "--without", OLD, "--without", NEW, "--library", "580.126.09")
-    assert "would lose the GPU" in driver_state.reboot(seen)["blocked_by"]
+    assert "would lose the GPU" in problems.reboot(seen)["blocked_by"]
 
 
 def test_a_container_without_kernels_is_not_judged(tree, tmp_path):
@@ -319,20 +380,20 @@ def test_a_container_without_kernels_is_not_judged(tree, tmp_path):
     shutil.rmtree(tmp_path / "boot")
     seen = driver_state.observe(tmp_path, None, no_program)
     assert [kernel["bootable"] for kernel in seen["kernels"]] == [False]
-    assert driver_state.reboot(seen)["safe"] is True
+    assert problems.reboot(seen)["safe"] is True
 
 
 def test_a_module_that_secure_boot_would_refuse(tree):
-    assert "not signed" in driver_state.reboot(tree("--secure-boot", "on"))["blocked_by"]
+    assert "not signed" in problems.reboot(tree("--secure-boot", "on"))["blocked_by"]
 
 
 def test_a_signed_module_passes_secure_boot(tree):
-    assert driver_state.reboot(tree("--secure-boot", "on", "--signed"))["safe"] is True
+    assert problems.reboot(tree("--secure-boot", "on", "--signed"))["safe"] is True
 
 
 def test_secure_boot_explains_why_nothing_is_loaded(tree):
     seen = tree("--secure-boot", "on", "--not-loaded")
-    assert "Secure Boot is on and the module is not signed" in driver_state.judge(seen, taken("no_driver"))[0]["message"]
+    assert "Secure Boot is on and the module is not signed" in problems.judge(seen, taken("no_driver"))[0]["message"]
 
 
 # ---- judging ----
@@ -353,18 +414,18 @@ def test_secure_boot_explains_why_nothing_is_loaded(tree):
     ],
 )
 def test_the_driver_that_ollama_needs(driver, ollama, capability, ok, libraries):
-    served = driver_state.ollama_serves(driver, ollama, capability)
+    served = versions.ollama_serves(driver, ollama, capability)
     assert (served["ok"], served["libraries"]) == (ok, libraries)
 
 
 def test_an_ollama_version_that_is_none():
-    with pytest.raises(driver_state.DriverError, match="'latest' is no Ollama version"):
-        driver_state.ollama_serves("580.1", "latest")
+    with pytest.raises(versions.DriverError, match="'latest' is not an Ollama version"):
+        versions.ollama_serves("580.1", "latest")
 
 
 def test_a_driver_too_old(tree):
     seen = tree("--driver", "535.261.03")
-    problem = driver_state.judge(seen, taken(), "0.32.15")[0]
+    problem = problems.judge(seen, taken(), "0.32.15")[0]
     assert problem["code"] == "driver_too_old"
     for word in ("535.261.03", "0.32.15", "550", "580"):
         assert word in problem["message"]
@@ -382,10 +443,10 @@ def test_a_driver_too_old(tree):
     ],
 )
 def test_other_gpus_than_declared(tree, expected, differs):
-    problems = driver_state.judge(tree(), taken(gpus=2), expected_gpus=expected)
-    assert [problem["code"] for problem in problems] == (["gpus_differ"] if differs else [])
+    found = problems.judge(tree(), taken(gpus=2), expected_gpus=expected)
+    assert [problem["code"] for problem in found] == (["gpus_differ"] if differs else [])
     if differs:
-        assert "2 x NVIDIA GeForce RTX 4090" in problems[0]["message"]
+        assert "2 x NVIDIA GeForce RTX 4090" in found[0]["message"]
 
 
 def test_a_card_that_nobody_declared(tree):
@@ -408,7 +469,7 @@ def test_a_lost_card_is_told_and_missed(tree):
         ("ubuntu", "24.04", True),
         ("debian", "11", False),
         ("fedora", "44", False),
-        (None, None, False),
+        ("", "", False),
     ],
 )
 def test_platforms(tree, id_, version, fine):
@@ -428,6 +489,14 @@ def test_platforms(tree, id_, version, fine):
     ],
 )
 def test_each_state_has_a_code_and_a_sentence(tree, state, code):
-    problem = driver_state.judge(tree(), taken(state))[0]
-    assert problem["code"] == code
+    problem = problems.judge(tree(), taken(state))[0]
+    assert (problem["code"], problem["stops"]) == (code, "gpu")
     assert problem["message"]
+
+
+def test_what_stops_which_host(tree):
+    seen = dict(tree("--not-loaded", "--nouveau", "--library", "580.126.09"), distribution={"id": "fedora", "version_id": "44"})
+    found = problems.judge(seen, taken("no_driver"))
+    assert {problem["code"]: problem["stops"] for problem in found} == {
+        "platform": "always", "not_loaded": "gpu", "nouveau": "never", "reboot_needed": "never",
+    }  # fmt: skip

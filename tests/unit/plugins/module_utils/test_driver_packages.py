@@ -10,7 +10,8 @@ import pathlib
 import pytest
 import yaml
 
-from ansible_collections.gpufleet.llm.plugins.module_utils._driver import packages
+from ansible_collections.gpufleet.llm.plugins.module_utils._driver import offers, packages, selection
+from ansible_collections.gpufleet.llm.plugins.module_utils._driver import plan as driver_plan
 
 REPO = pathlib.Path(__file__).resolve().parents[4]
 TABLES = {name: yaml.safe_load((REPO / f"roles/cuda/files/packages/{name}.yml").read_text(encoding="utf-8")) for name in ("debian", "ubuntu")}
@@ -24,7 +25,7 @@ OFFERED.update({f"nvidia-driver-pinning-{pin}": ["1"] for pin in ("580", "590", 
 OFFERED["cuda-toolkit-13-0"] = ["13.0.1-1"]
 
 
-def wish(**changes):
+def settings(**changes):
     plain = {
         "source": "nvidia_repo", "branch": 580, "version": "", "flavour": "open", "toolkit": "", "upgrade": False, "downgrade": False,
         "remove_other": False, "hold": True, "gpu_required": True, "ollama_version": None,
@@ -55,10 +56,10 @@ def with_driver(version="580.95.05", pin="580.95.05", **more):
     )  # fmt: skip
 
 
-def plan(wishes, observed, offered=None, gpus=()):
+def plan(asked, observed, offered=None, gpus=()):
     table = TABLES.get(observed["distribution"]["id"])
-    asked = packages.wanted(wishes, observed["distribution"], table)
-    return packages.difference(wishes, asked, observed, lambda: OFFERED if offered is None else offered, gpus)
+    chosen = selection.select(asked, observed["distribution"], table)
+    return driver_plan.difference(asked, chosen, observed, lambda: OFFERED if offered is None else offered, gpus)
 
 
 def codes(found):
@@ -72,49 +73,49 @@ def never():
 def test_the_newest_version_that_every_package_has_is_taken():
     offered = {name: ["535.309.01-0+deb12u1", "535.261.03-1"] for name in ("libcuda1", "nvidia-smi")}
     offered["nvidia-open-kernel-dkms"] = ["535.261.03-1"]
-    found = plan(wish(source="distro", branch=535, gpu_required=False), host(linux__headers__amd64="6.1"), offered)
+    found = plan(settings(source="distro", branch=535, gpu_required=False), host(linux__headers__amd64="6.1"), offered)
     assert (found["target_version"], codes(found)) == ("535.261.03", [])
     assert found["install"][0] == "libcuda1=535.261.03-1"
     assert "Pin: version 535.261.03-*\n" in found["preferences"] and " libnvidia-* " in found["preferences"]
-    assert found["back_preferences"] == ""
+    assert found["previous_preferences"] == ""
     # None in common: the first one's newest, and what has not got it is named.
     offered["nvidia-open-kernel-dkms"] = []
     assert (
         "no nvidia-open-kernel-dkms for driver 535.309.01"
-        in plan(wish(source="distro", branch=535, gpu_required=False), host(), offered)["problems"][0]["message"]
+        in plan(settings(source="distro", branch=535, gpu_required=False), host(), offered)["problems"][0]["message"]
     )
 
 
 def test_apts_preferences_follow_the_version_and_only_where_no_package_pins():
     installed = host(libcuda1="550.163.01-2", nvidia__smi="550.163.01-2", nvidia__open__kernel__dkms="550.163.01-2", nvidia__persistenced="550.163.01-1",
                      linux__headers__amd64="6.12", distribution={"id": "debian", "version_id": "13"})  # fmt: skip
-    found = plan(wish(source="distro", branch=550), installed, {})
-    assert (found["action"], found["preferences"]) == ("none", found["back_preferences"]) and "550.163.01-*" in found["preferences"]
-    assert plan(wish(), host())["preferences"] == plan(wish(), with_driver())["back_preferences"] == ""
+    found = plan(settings(source="distro", branch=550), installed, {})
+    assert (found["action"], found["preferences"]) == ("none", found["previous_preferences"]) and "550.163.01-*" in found["preferences"]
+    assert plan(settings(), host())["preferences"] == plan(settings(), with_driver())["previous_preferences"] == ""
 
 
 # ---- names -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "distribution, wishes, names, pin",
+    "distribution, asked, names, pin",
     [
-        (DEBIAN, wish(), ["nvidia-driver-cuda", "nvidia-kernel-open-dkms"], "nvidia-driver-pinning-580"),
-        (DEBIAN, wish(flavour="proprietary"), ["nvidia-driver-cuda", "nvidia-kernel-dkms"], "nvidia-driver-pinning-580"),
-        (DEBIAN, wish(branch=590, version="590.44.01"), ["nvidia-driver-cuda", "nvidia-kernel-open-dkms"], "nvidia-driver-pinning-590.44.01"),
-        (DEBIAN, wish(source="distro"), ["libcuda1", "nvidia-smi", "nvidia-open-kernel-dkms"], None),
-        (UBUNTU, wish(), ["libnvidia-compute-580", "nvidia-utils-580", "nvidia-dkms-580-open"], "nvidia-driver-pinning-580"),
-        (UBUNTU, wish(branch=590), ["libnvidia-compute", "nvidia-dkms-open"], "nvidia-driver-pinning-590"),
-        (UBUNTU, wish(source="distro"), ["nvidia-utils-580-server", "nvidia-headless-no-dkms-580-server-open"], None),
+        (DEBIAN, settings(), ["nvidia-driver-cuda", "nvidia-kernel-open-dkms"], "nvidia-driver-pinning-580"),
+        (DEBIAN, settings(flavour="proprietary"), ["nvidia-driver-cuda", "nvidia-kernel-dkms"], "nvidia-driver-pinning-580"),
+        (DEBIAN, settings(branch=590, version="590.44.01"), ["nvidia-driver-cuda", "nvidia-kernel-open-dkms"], "nvidia-driver-pinning-590.44.01"),
+        (DEBIAN, settings(source="distro"), ["libcuda1", "nvidia-smi", "nvidia-open-kernel-dkms"], None),
+        (UBUNTU, settings(), ["libnvidia-compute-580", "nvidia-utils-580", "nvidia-dkms-580-open"], "nvidia-driver-pinning-580"),
+        (UBUNTU, settings(branch=590), ["libnvidia-compute", "nvidia-dkms-open"], "nvidia-driver-pinning-590"),
+        (UBUNTU, settings(source="distro"), ["nvidia-utils-580-server", "nvidia-headless-no-dkms-580-server-open"], None),
     ],
 )
-def test_names_by_distribution_source_and_branch(distribution, wishes, names, pin):
-    found = packages.wanted(wishes, distribution, TABLES[distribution["id"]])
+def test_names_by_distribution_source_and_branch(distribution, asked, names, pin):
+    found = selection.select(asked, distribution, TABLES[distribution["id"]])
     assert (found["packages"], found["pin"]) == (names, pin)
 
 
 def test_prebuilt_modules_go_with_their_kernel():
-    found = packages.wanted(wish(source="distro"), UBUNTU, TABLES["ubuntu"])
+    found = selection.select(settings(source="distro"), UBUNTU, TABLES["ubuntu"])
     assert found["modules"] == ["linux-modules-nvidia-580-server-open-generic"]
     assert not found["builds"]
     assert "linux-image-generic" in found["kernel"]
@@ -122,7 +123,7 @@ def test_prebuilt_modules_go_with_their_kernel():
 
 @pytest.mark.parametrize("version, folder", [("12", "debian12"), ("13", "debian13"), ("12.5", None)])
 def test_the_folder_of_the_repository_is_the_distributions_major_number(version, folder):
-    found = packages.wanted(wish(), {"id": "debian", "version_id": version}, TABLES["debian"])
+    found = selection.select(settings(), {"id": "debian", "version_id": version}, TABLES["debian"])
     assert found["directory"] == folder
 
 
@@ -152,16 +153,16 @@ def test_dpkg_is_read_with_holds_and_half_done_packages():
 
 
 def test_indices():
-    assert packages.parse_index("Package: a\nVersion: 1-1\nDepends: b\n\nPackage: a\nVersion: 2-1\n\nPackage: c\n") == {"a": ["1-1", "2-1"]}
+    assert offers.parse_index("Package: a\nVersion: 1-1\nDepends: b\n\nPackage: a\nVersion: 2-1\n\nPackage: c\n") == {"a": ["1-1", "2-1"]}
     said = " nvidia-smi | 550.163.01-2 | http://x trixie/non-free amd64 Packages\n nvidia-smi | 550.163.01-2 | http://x trixie/non-free Sources\n"
-    assert packages.parse_madison(said) == {"nvidia-smi": ["550.163.01-2"]}
+    assert offers.parse_madison(said) == {"nvidia-smi": ["550.163.01-2"]}
 
 
 # ---- what one transaction does ---------------------------------------------------------------------------------------
 
 
 def test_a_first_installation_takes_the_newest_of_the_branch_and_its_headers():
-    found = plan(wish(), host())
+    found = plan(settings(), host())
     assert (found["action"], found["target_version"], found["pin"]) == ("install", "580.126.09", "nvidia-driver-pinning-580")
     assert found["install"] == [
         "nvidia-driver-cuda=580.126.09-1",
@@ -169,37 +170,37 @@ def test_a_first_installation_takes_the_newest_of_the_branch_and_its_headers():
         "nvidia-persistenced=580.126.09-1",
         "linux-headers-amd64",
     ]
-    assert found["back"] == []
+    assert found["previous"] == []
 
 
 def test_nothing_is_done_and_nobody_is_asked_where_the_driver_is_there():
     observed = with_driver("580.95.05", "580", held=["nvidia-driver-cuda"])
-    asked = packages.wanted(wish(), DEBIAN, TABLES["debian"])
-    found = packages.difference(wish(), asked, observed, never)
+    chosen = selection.select(settings(), DEBIAN, TABLES["debian"])
+    found = driver_plan.difference(settings(), chosen, observed, never)
     assert (found["action"], found["target_version"]) == ("none", "580.95.05")
     assert found["hold"] == ["libcuda1", "nvidia-driver-cuda", "nvidia-driver-pinning-580", "nvidia-kernel-open-dkms", "nvidia-persistenced"]
     assert found["unheld"] == [name for name in found["hold"] if name != "nvidia-driver-cuda"]
 
 
 def test_an_upgrade_takes_along_what_came_with_the_old_driver():
-    found = plan(wish(version="580.126.09", upgrade=True), with_driver(held=["libcuda1"]))
+    found = plan(settings(version="580.126.09", upgrade=True), with_driver(held=["libcuda1"]))
     assert found["action"] == "upgrade"
     assert "libcuda1=580.126.09-1" in found["install"]
-    assert "libcuda1=580.95.05-1" in found["back"]
-    assert (found["back_pin"], found["release"]) == ("nvidia-driver-pinning-580.95.05", ["libcuda1"])
+    assert "libcuda1=580.95.05-1" in found["previous"]
+    assert (found["previous_pin"], found["release"]) == ("nvidia-driver-pinning-580.95.05", ["libcuda1"])
     assert "linux-headers-amd64" not in found["install"]
 
 
 def test_a_driver_is_not_replaced_by_the_way():
-    assert codes(plan(wish(version="580.126.09"), with_driver())) == ["upgrade_not_asked"]
-    assert codes(plan(wish(branch=590), with_driver())) == ["upgrade_not_asked"]
-    assert codes(plan(wish(version="580.95.05", flavour="proprietary"), with_driver())) == ["upgrade_not_asked"]
+    assert codes(plan(settings(version="580.126.09"), with_driver())) == ["upgrade_not_asked"]
+    assert codes(plan(settings(branch=590), with_driver())) == ["upgrade_not_asked"]
+    assert codes(plan(settings(version="580.95.05", flavour="proprietary"), with_driver())) == ["upgrade_not_asked"]
 
 
 def test_a_downgrade_has_a_switch_of_its_own():
-    wishes = wish(version="580.95.05", upgrade=True)
-    assert codes(plan(wishes, with_driver("580.126.09", "580.126.09"))) == ["downgrade_not_asked"]
-    found = plan(dict(wishes, downgrade=True), with_driver("580.126.09", "580.126.09"))
+    asked = settings(version="580.95.05", upgrade=True)
+    assert codes(plan(asked, with_driver("580.126.09", "580.126.09"))) == ["downgrade_not_asked"]
+    found = plan(dict(asked, downgrade=True), with_driver("580.126.09", "580.126.09"))
     assert (found["action"], found["problems"]) == ("downgrade", [])
 
 
@@ -207,19 +208,19 @@ def test_a_downgrade_has_a_switch_of_its_own():
 def test_what_is_missing_is_repaired(missing):
     observed = with_driver()
     del observed["packages"][missing.replace("__", "-")]
-    found = plan(wish(version="580.95.05"), observed)
+    found = plan(settings(version="580.95.05"), observed)
     assert (found["action"], found["problems"]) == ("repair", [])
 
 
 def test_a_pin_to_something_else_is_exchanged():
     observed = with_driver("580.95.05", "580.95.05", **{"nvidia__driver__pinning__590": "1"})
-    assert plan(wish(version="580.95.05"), observed)["action"] == "repair"
+    assert plan(settings(version="580.95.05"), observed)["action"] == "repair"
 
 
 def test_a_half_configured_package_is_repaired():
     observed = with_driver()
     observed["packages"]["libcuda1"]["ok"] = False
-    assert plan(wish(version="580.95.05"), observed)["action"] == "repair"
+    assert plan(settings(version="580.95.05"), observed)["action"] == "repair"
 
 
 def test_a_name_that_holds_another_branch_is_seen():
@@ -229,43 +230,43 @@ def test_a_name_that_holds_another_branch_is_seen():
 
 
 def test_the_newest_branch_is_not_taken_for_the_asked_one():
-    assert plan(wish(branch=590), host())["target_version"] == "590.44.01"
-    assert plan(wish(branch=580), host())["target_version"] == "580.126.09"
+    assert plan(settings(branch=590), host())["target_version"] == "590.44.01"
+    assert plan(settings(branch=580), host())["target_version"] == "580.126.09"
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "code, wishes, observed, words",
+    "code, asked, observed, words",
     [
-        ("no_such_source", wish(), host({"id": "fedora", "version_id": "44"}), ["fedora 44"]),
-        ("no_such_source", wish(), host({"id": "debian", "version_id": "11"}), ["debian 11"]),
-        ("branch_not_in_source", wish(branch=581), host(), ["581", "580.95.05", "590.44.01"]),
-        ("branch_not_in_source", wish(version="580.1.1"), host(), ["580.1.1", "580.126.09"]),
-        ("branch_not_in_source", wish(source="distro"), host(), ["580", "535"]),
-        ("version_not_of_branch", wish(version="590.44.01"), host(), ["590", "580"]),
-        ("toolkit_too_new", wish(branch=570, toolkit="13-0"), host(), ["13-0", "580", "570"]),
-        ("toolkit_too_new", wish(toolkit="14-0"), host(), ["14-0"]),
-        ("toolkit_not_in_source", wish(toolkit="13-7"), host(), ["cuda-toolkit-13-7"]),
-        ("branch_too_old", wish(branch=535), host(), ["535", "550"]),
-        ("open_on_old_card", wish(), host(cards=[0x1B80]), ["1b80", "proprietary"]),
-        ("no_card", wish(), host(cards=[]), ["PCI"]),
-        ("secure_boot", wish(), host(secure_boot=True), ["mokutil --import", "Secure Boot"]),
-        ("two_sources", wish(), host(nvidia__smi="550.163.01-2"), ["nvidia-smi"]),
-        ("two_sources", wish(), host(sources=["/etc/apt/sources.list.d/cuda-debian12-x86_64.list"]), ["cuda-debian12-x86_64.list"]),
+        ("no_such_source", settings(), host({"id": "fedora", "version_id": "44"}), ["fedora 44"]),
+        ("no_such_source", settings(), host({"id": "debian", "version_id": "11"}), ["debian 11"]),
+        ("branch_not_in_source", settings(branch=581), host(), ["581", "580.95.05", "590.44.01"]),
+        ("branch_not_in_source", settings(version="580.1.1"), host(), ["580.1.1", "580.126.09"]),
+        ("branch_not_in_source", settings(source="distro"), host(), ["580", "535"]),
+        ("version_not_of_branch", settings(version="590.44.01"), host(), ["590", "580"]),
+        ("toolkit_too_new", settings(branch=570, toolkit="13-0"), host(), ["13-0", "580", "570"]),
+        ("toolkit_too_new", settings(toolkit="14-0"), host(), ["14-0"]),
+        ("toolkit_not_in_source", settings(toolkit="13-7"), host(), ["cuda-toolkit-13-7"]),
+        ("branch_too_old", settings(branch=535), host(), ["535", "550"]),
+        ("open_on_old_card", settings(), host(cards=[0x1B80]), ["1b80", "proprietary"]),
+        ("no_card", settings(), host(cards=[]), ["PCI"]),
+        ("secure_boot", settings(), host(secure_boot=True), ["mokutil --import", "Secure Boot"]),
+        ("two_sources", settings(), host(nvidia__smi="550.163.01-2"), ["nvidia-smi"]),
+        ("two_sources", settings(), host(sources=["/etc/apt/sources.list.d/cuda-debian12-x86_64.list"]), ["cuda-debian12-x86_64.list"]),
         (
             "two_sources",
-            wish(source="distro", branch=550),
+            settings(source="distro", branch=550),
             host({"id": "debian", "version_id": "13"}, nvidia__driver__cuda="580.95.05-1"),
             ["nvidia-driver-cuda"],
         ),
-        ("two_sources", wish(source="distro"), host(UBUNTU, **{"libnvidia__compute__580": "580.95.05-1ubuntu1"}), ["libnvidia-compute-580"]),
-        ("two_sources", wish(), host(UBUNTU, **{"nvidia__utils__580__server": "580.173.02-0ubuntu0.24.04.1"}), ["nvidia-utils-580-server"]),
+        ("two_sources", settings(source="distro"), host(UBUNTU, **{"libnvidia__compute__580": "580.95.05-1ubuntu1"}), ["libnvidia-compute-580"]),
+        ("two_sources", settings(), host(UBUNTU, **{"nvidia__utils__580__server": "580.173.02-0ubuntu0.24.04.1"}), ["nvidia-utils-580-server"]),
     ],
 )
-def test_wishes_that_cannot_be_met_are_refused_in_words(code, wishes, observed, words):
-    found = plan(wishes, observed)
+def test_settings_that_cannot_be_met_are_refused_in_words(code, asked, observed, words):
+    found = plan(asked, observed)
     assert code in codes(found)
     text = " ".join(problem["message"] for problem in found["problems"])
     for word in words:
@@ -274,26 +275,26 @@ def test_wishes_that_cannot_be_met_are_refused_in_words(code, wishes, observed, 
 
 
 def test_an_old_card_is_known_by_its_capability_too():
-    assert codes(plan(wish(), host(cards=None), gpus=[{"name": "GTX 1080", "compute_capability": "6.1"}])) == ["open_on_old_card"]
-    assert codes(plan(wish(flavour="proprietary"), host(cards=[0x1B80]))) == []
+    assert codes(plan(settings(), host(cards=None), gpus=[{"name": "GTX 1080", "compute_capability": "6.1"}])) == ["open_on_old_card"]
+    assert codes(plan(settings(flavour="proprietary"), host(cards=[0x1B80]))) == []
 
 
 def test_prebuilt_modules_pass_secure_boot():
     offered = {name: ["580.173.02-0ubuntu0.24.04.1"] for name in ("nvidia-utils-580-server", "nvidia-headless-no-dkms-580-server-open")}
     offered["linux-modules-nvidia-580-server-open-generic"] = ["6.8.0-60.63+1"]
-    found = plan(wish(source="distro"), host(UBUNTU, secure_boot=True), offered)
+    found = plan(settings(source="distro"), host(UBUNTU, secure_boot=True), offered)
     assert (found["problems"], found["action"]) == ([], "install")
     assert "linux-modules-nvidia-580-server-open-generic" in found["install"]
 
 
 def test_the_other_source_is_removed_when_asked():
     observed = host(nvidia__smi="550.163.01-2", libcuda1="550.163.01-2", sources=["/etc/apt/sources.list.d/x.list"])
-    found = plan(wish(remove_other=True, upgrade=True), observed)
+    found = plan(settings(remove_other=True, upgrade=True), observed)
     assert (found["problems"], found["purge"]) == ([], ["libcuda1", "nvidia-smi"])
 
 
 def test_a_source_that_is_not_enabled_says_what_to_enable():
-    found = plan(wish(source="distro", branch=550), host({"id": "debian", "version_id": "13"}), offered={})
+    found = plan(settings(source="distro", branch=550), host({"id": "debian", "version_id": "13"}), offered={})
     assert "contrib, non-free and non-free-firmware" in found["problems"][0]["message"]
 
 

@@ -11,7 +11,8 @@ import time
 
 import pytest
 
-from ansible_collections.gpufleet.llm.plugins.module_utils._plan import dry_run, gguf
+from ansible_collections.gpufleet.llm.plugins.module_utils._plan import dry_run
+from ansible_collections.gpufleet.llm.plugins.module_utils._plan import given as plan_given
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[4]))
 
@@ -27,7 +28,7 @@ TWO = (
     "common_memory_breakdown_print: |   - CUDA0 (RTX 4090)       |  24077 =  23600 + (12306 =  7088 +    5120 +      98) +      -11829 |\n"
     "common_memory_breakdown_print: |   - CUDA1 (RTX 4090)       |  24077 =  23600 + (12307 =  7089 +    5120 +      98) +      -11830 |\n"
 )
-WISH = {"context": 8192, "slots": 2, "kv_cache_type": "q8_0", "flash_attention": True}
+MODEL = {"context": 8192, "slots": 2, "kv_cache_type": "q8_0", "flash_attention": True}
 CARD = {"index": 0, "uuid": None}
 
 
@@ -94,7 +95,7 @@ def test_the_build_of_an_engine(text, path, build):
 
 
 def test_the_flags_are_those_of_ollama():
-    assert " ".join(dry_run.flags("/m", 1, WISH, 512)) == (
+    assert " ".join(dry_run.flags("/m", 1, MODEL, 512)) == (
         "--model /m --port 1 --host 127.0.0.1 --no-webui --offline -c 16384 -np 2 --log-verbosity 4 --no-log-prefix"
         " --no-log-timestamps --cache-type-k q8_0 --cache-type-v q8_0 --flash-attn on -b 512 -ub 512"
     )
@@ -118,14 +119,14 @@ def engine_of(tmp_path, script):
 
 @pytest.fixture
 def header():
-    return gguf.from_metadata({"general.architecture": "qwen3", "tensors": [{"name": "token_embd.weight", "type": "f32", "shape": [32, 32]}]})
+    return plan_given.from_metadata({"general.architecture": "qwen3", "tensors": [{"name": "token_embd.weight", "type": "f32", "shape": [32, 32]}]})
 
 
 def test_an_engine_is_ended_as_soon_as_it_has_said_it(tmp_path, header):
     (tmp_path / "said").write_text(HEAD + ONE + HOST + PROJECTED)
     engine = engine_of(tmp_path, f"cat {tmp_path}/said; echo $$ > {tmp_path}/pid; exec sleep 60")
     started = time.monotonic()
-    said = dry_run.run(engine, {**WISH, "header": header}, [CARD], 512)
+    said = dry_run.run(engine, {**MODEL, "header": header}, [CARD], 512)
     assert said["per_card_mib"] == [24613] and said["engine"] == "b10488" and time.monotonic() - started < 10
     pid = (tmp_path / "pid").read_text().strip() if (tmp_path / "pid").exists() else ""
     assert not pid or not os.path.exists(f"/proc/{pid}")
@@ -134,26 +135,26 @@ def test_an_engine_is_ended_as_soon_as_it_has_said_it(tmp_path, header):
 def test_an_engine_that_says_nothing_is_given_up(tmp_path, header, monkeypatch):
     engine = engine_of(tmp_path, "exec sleep 60")
     monkeypatch.setattr(dry_run, "DEADLINE_S", 0.3)
-    assert "did not say within" in dry_run.run(engine, {**WISH, "header": header}, [CARD], 512)["refused"]
+    assert "did not say within" in dry_run.run(engine, {**MODEL, "header": header}, [CARD], 512)["refused"]
 
 
 def test_an_engine_that_floods_is_given_up(tmp_path, header):
     engine = engine_of(tmp_path, "exec yes")
-    assert "refused" in dry_run.run(engine, {**WISH, "header": header}, [CARD], 512)
+    assert "refused" in dry_run.run(engine, {**MODEL, "header": header}, [CARD], 512)
 
 
 def test_a_full_card_is_left_alone(tmp_path, header):
     engine = engine_of(tmp_path, f"touch {tmp_path}/started")
     card = {**CARD, "free_mib": 900}
-    assert "900 MiB free" in dry_run.run(engine, {**WISH, "header": header}, [card], 512)["refused"]
+    assert "900 MiB free" in dry_run.run(engine, {**MODEL, "header": header}, [card], 512)["refused"]
     assert not (tmp_path / "started").exists()
 
 
 def test_another_number_of_cards_is_refused(tmp_path, header):
     (tmp_path / "said").write_text(HEAD + ONE + HOST + PROJECTED)
     engine = engine_of(tmp_path, f"cat {tmp_path}/said")
-    said = dry_run.run(engine, {**WISH, "header": header}, [CARD, {"index": 1, "uuid": None}], 512)
-    assert "sees 1 GPUs where the plan has 2" in said["refused"]
+    said = dry_run.run(engine, {**MODEL, "header": header}, [CARD, {"index": 1, "uuid": None}], 512)
+    assert "sees 1 GPUs; the plan has 2" in said["refused"]
 
 
 def test_no_engine_and_no_such_user(tmp_path, header):
@@ -178,7 +179,7 @@ def test_each_real_engine_still_speaks_this_form(cards, release):
     with bench_plan.simulated_card(folder.parents[1]) as first, bench_plan.simulated_card(folder.parents[1]) as second:
         engine = dry_run.find(str(folder), {"LLAMA_ARG_RPC": f"{first},{second}"})
         given = [{"index": index, "uuid": None} for index in range(cards)]
-        said = dry_run.run(engine, {**WISH, "header": header}, given, 512, given=True)
+        said = dry_run.run(engine, {**MODEL, "header": header}, given, 512, given=True)
     told = bench_plan.formula(header, 8192, "q8_0", 2, 512, True)
     assert abs(said["weights_mib"] - told["weights_mib"]) <= 2 and abs(said["kv_mib"] - told["kv_mib"]) <= 1 and len(said["per_card_mib"]) == cards
     assert abs(said["compute_mib"] - cards * told["compute_mib"]) <= (1 if cards == 1 else 0.02 * sum(said["per_card_mib"]))

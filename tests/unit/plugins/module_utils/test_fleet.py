@@ -10,11 +10,11 @@ import subprocess
 
 import pytest
 
-from ansible_collections.gpufleet.llm.plugins.module_utils._fleet import verify as fleet_verify
+from ansible_collections.gpufleet.llm.plugins.module_utils._fleet import across, judge, observe
 
 MIB = 1024 * 1024
 BUDGETS = {kind: {"hour": 3, "day": 9} for kind in ("unload", "end", "restart")}
-WANTS = {
+DECLARED = {
     "files": [{"path": "/etc/a", "sha256": "11", "mode": "0644", "owner": "root"}], "links": {"/opt/ollama/current": "0.32.15"}, "directories": ["/opt/x"],
     "units": {"ollama.service": {"state": "active", "enabled": True, "config": "c0ffee"}}, "ports": [11434], "models": ["qwen"], "ollama_url": "",
     "plan_path": "/etc/plan", "guard": {"interval_s": 15, "state_path": "/state", "budgets": BUDGETS}, "certificates": ["/c"], "certificate_days": 21,
@@ -53,18 +53,19 @@ def changed(**changes):
     return seen
 
 
-def failed(seen, wants=None):
-    return [verdict["name"] for verdict in fleet_verify.judge("gpu1", seen, wants or WANTS)["verdicts"] if verdict["state"] == "fail"]
+def failed(seen, declared=None):
+    return [verdict["name"] for verdict in judge.judge("gpu1", seen, declared or DECLARED)["verdicts"] if verdict["state"] == "fail"]
 
 
 def test_a_host_that_is_well():
-    judged = fleet_verify.judge("gpu1", WELL, WANTS)
+    judged = judge.judge("gpu1", WELL, DECLARED)
     assert judged["verdict"] == "pass" and {verdict["state"] for verdict in judged["verdicts"]} == {"pass"}
 
 
 UNIT = WELL["units"]["ollama.service"]
 DEFECTS = {
-    "a mismatch of library and module": ({"driver__problems": [{"code": "mismatch", "message": "Two versions."}]}, "driver"),
+    "a mismatch of library and module": ({"driver__problems": [{"code": "mismatch", "message": "Two versions.", "stops": "gpu"}]}, "driver"),
+    "nouveau is loaded": ({"driver__problems": [{"code": "nouveau", "message": "It is loaded.", "stops": "never"}]}, "driver"),
     "a reboot would lose the GPU": ({"driver__reboot": {"needed": False, "reason": None, "safe": False, "blocked_by": "No module."}}, "next reboot"),
     "a reboot is due": ({"driver__reboot": {"needed": True, "reason": "Loaded is old.", "safe": True, "blocked_by": None}}, "next reboot"),
     "a driver that is not held": ({"packages__unheld": ["nvidia-driver-cuda"]}, "holds"),
@@ -89,9 +90,9 @@ DEFECTS = {
     "a sandbox with a hole": ({"exposure": {"ollama.service": 9.5}}, "sandbox"),
     "the guard sleeps": ({"guard__age_s": 400.0}, "guard"),
     "the guard gave up": ({"guard__fence": {"rule": "trapped", "since": 1.0, "why": ""}}, "guard"),
-    "the guard wants to act": ({"guard__action": "restart"}, "guard"),
+    "the guard declared to act": ({"guard__action": "restart"}, "guard"),
     "the guard's budget is spent": ({"guard__spent": {**WELL["guard"]["spent"], "restart": {"hour": 3, "day": 3}}}, "guard"),
-    "the guard has no books": ({"guard__error": "damaged"}, "guard"),
+    "the guard has no state file": ({"guard__error": "damaged"}, "guard"),
     "a certificate that ends": ({"certificates": [{"path": "/c", "days": 3.0}]}, "certificates"),
     "a certificate that is none": ({"certificates": [{"path": "/c", "days": None}]}, "certificates"),
     "an old backup": ({"backup_age_days": 30.0}, "backups"),
@@ -109,29 +110,29 @@ def test_each_defect_fails_the_verdict_that_names_it_and_no_other(defect):
     changes, name = DEFECTS[defect]
     seen = changed(**changes)
     assert failed(seen) == [name]
-    verdict = next(verdict for verdict in fleet_verify.judge("gpu1", seen, WANTS)["verdicts"] if verdict["name"] == name)
+    verdict = next(verdict for verdict in judge.judge("gpu1", seen, DECLARED)["verdicts"] if verdict["name"] == name)
     assert verdict["text"].endswith(".") or name == "models"
 
 
-def test_a_host_without_a_gpu_that_wants_none_is_well():
-    seen = changed(gpus=[], nvml="no_library", driver__problems=[{"code": "no_library", "message": "None."}], plan=None)
+def test_a_host_without_a_gpu_that_needs_none_is_well():
+    seen = changed(gpus=[], nvml="no_library", driver__problems=[{"code": "no_library", "message": "None.", "stops": "gpu"}], plan=None)
     seen["ollama"]["loaded"] = [{**LOADED, "size_vram": 0}]
-    assert failed(seen, {**WANTS, "gpu_required": False}) == []
+    assert failed(seen, {**DECLARED, "gpu_required": False}) == []
     assert "driver" in failed(seen)
 
 
 def test_what_is_held_is_asked_of_dpkg():
     lines = "nvidia-driver-cuda\t580.126.09-1\thi \tNVIDIA\nlibcuda1\t580.126.09-1\tii \tNVIDIA\nnvidia-driver-pinning-580\t580-1\thi \tNVIDIA\n"
     answer = subprocess.CompletedProcess([], 0, lines, "")
-    assert fleet_verify._held(lambda *_args, **_kwargs: answer) == {"version": "580.126.09", "unheld": ["libcuda1"], "error": None}
+    assert observe.held_packages(lambda *_args, **_kwargs: answer) == {"version": "580.126.09", "unheld": ["libcuda1"], "error": None}
 
 
 def test_the_sandbox_of_a_vendors_unit_is_not_ours_to_judge():
-    wish = {"state": "active", "enabled": True, "config": ""}
+    wanted = {"state": "active", "enabled": True, "config": ""}
     assert (
-        fleet_verify._sandboxed("a.service", wish)
-        and not fleet_verify._sandboxed("a.service", {**wish, "vendor": True})
-        and not fleet_verify._sandboxed("a.timer", wish)
+        observe.is_sandboxed("a.service", wanted)
+        and not observe.is_sandboxed("a.service", {**wanted, "vendor": True})
+        and not observe.is_sandboxed("a.timer", wanted)
     )
 
 
@@ -140,11 +141,11 @@ def host(name, **digests):
 
 
 def test_the_odd_one_out_is_named():
-    made = fleet_verify.across([host("a", qwen="1", own="7"), host("b", qwen="2"), host("c", qwen="1")])
+    made = across.across([host("a", qwen="1", own="7"), host("b", qwen="2"), host("c", qwen="1")])
     assert [one["verdict"] for one in made] == ["pass", "fail", "pass"]
     assert "qwen is 2 here" in made[1]["verdicts"][-1]["found"]
     # Of two that differ nobody knows which is right: both are named.
-    assert [one["verdict"] for one in fleet_verify.across([host("a", qwen="1"), host("b", qwen="2")])] == ["fail", "fail"]
+    assert [one["verdict"] for one in across.across([host("a", qwen="1"), host("b", qwen="2")])] == ["fail", "fail"]
 
 
 def test_a_certificate_is_read_by_openssl():
@@ -152,31 +153,31 @@ def test_a_certificate_is_read_by_openssl():
         return lambda *_args, **_more: subprocess.CompletedProcess([], 0, text, b"")
 
     now = 1_800_000_000  # 15 January 2027, 08:00 UTC
-    assert fleet_verify.certificate("/c", answer(b"notAfter=Jan 25 08:00:00 2027 GMT\n"), now)["days"] == 10.0
-    assert fleet_verify.certificate("/c", answer(b""), now)["days"] is None
+    assert observe.certificate("/c", answer(b"notAfter=Jan 25 08:00:00 2027 GMT\n"), now)["days"] == 10.0
+    assert observe.certificate("/c", answer(b""), now)["days"] is None
 
 
 def test_a_unit_may_have_a_limit_of_its_own():
     seen = {**WELL, "exposure": {"nginx.service": 2.6}}
 
     def state(limit):
-        wants = {**WANTS, "units": {**WANTS["units"], "nginx.service": {"state": "active", "enabled": True, "config": "", **limit}}}
-        return next(verdict["state"] for verdict in fleet_verify.judge("gpu1", seen, wants)["verdicts"] if verdict["name"] == "sandbox")
+        declared = {**DECLARED, "units": {**DECLARED["units"], "nginx.service": {"state": "active", "enabled": True, "config": "", **limit}}}
+        return next(verdict["state"] for verdict in judge.judge("gpu1", seen, declared)["verdicts"] if verdict["name"] == "sandbox")
 
     assert (state({}), state({"exposure": 3.0}), state({"exposure": 2.5})) == ("fail", "pass", "fail")
 
 
 def test_exposure_is_systemds_figure():
     text = "→ Overall exposure level for ollama.service: 1.4 OK :-)\n".encode()
-    assert fleet_verify.exposure("ollama.service", lambda *_args, **_more: subprocess.CompletedProcess([], 0, text, b"")) == 1.4
-    assert fleet_verify.exposure("ollama.service", lambda *_args, **_more: subprocess.CompletedProcess([], 1, b"", b"")) is None
+    assert observe.exposure("ollama.service", lambda *_args, **_more: subprocess.CompletedProcess([], 0, text, b"")) == 1.4
+    assert observe.exposure("ollama.service", lambda *_args, **_more: subprocess.CompletedProcess([], 1, b"", b"")) is None
 
 
 def test_a_file_is_read_as_it_is(tmp_path):
     (tmp_path / "a").write_text("x")
     (tmp_path / "a").chmod(0o640)
-    state = fleet_verify.file_state(str(tmp_path / "a"), True)
+    state = observe.file_state(str(tmp_path / "a"), True)
     assert state["mode"] == "0640" and state["sha256"].startswith("2d711642")
-    assert fleet_verify.file_state(str(tmp_path / "none"), True) == {"kind": "absent", "owner": None, "mode": None, "sha256": None}
-    assert fleet_verify.newest_age_days(str(tmp_path), (tmp_path / "a").stat().st_mtime + 43200) == 0.5
-    assert fleet_verify.newest_age_days("", 0) is None
+    assert observe.file_state(str(tmp_path / "none"), True) == {"kind": "absent", "owner": None, "mode": None, "sha256": None}
+    assert observe.newest_age_days(str(tmp_path), (tmp_path / "a").stat().st_mtime + 43200) == 0.5
+    assert observe.newest_age_days("", 0) is None

@@ -223,7 +223,15 @@ def test_paths(tmp_path):
     assert paths.path_state(str(tmp_path / "release"))["mode"] == "0750"
     assert paths.path_state(str(tmp_path / "file"))["size"] == 3
     assert paths.path_state(str(tmp_path / "none"))["kind"] == "absent"
-    assert paths.free_mib(str(tmp_path / "not" / "there" / "yet")) == pytest.approx(paths.free_mib(str(tmp_path)), rel=0.05)
+
+
+def test_free_space_is_that_of_the_nearest_folder_that_exists(tmp_path, monkeypatch):
+    sizes = {str(tmp_path): 3 * 2**30 + 5 * 2**20 + 7, "/": 11 * 2**20}
+    monkeypatch.setattr(paths.shutil, "disk_usage", lambda path: SimpleNamespace(free=sizes[path]))
+    assert paths.free_mib(str(tmp_path / "not" / "there" / "yet")) == paths.free_mib(str(tmp_path)) == 3077
+    (tmp_path / "file").write_text("abc")
+    assert paths.free_mib(str(tmp_path / "file")) == 3077
+    assert paths.free_mib("/not/there") == 11
 
 
 def test_owner_and_group_are_told_apart(tmp_path, monkeypatch):

@@ -222,13 +222,64 @@ def test_a_text_is_carried_unless_quotes_end_a_line_inside(text):
 
 @settings(max_examples=200, deadline=None)
 @given(st.one_of(st.text(max_size=200), st.text(alphabet='FROMPAETSYfrom "\n\r\t#_x1', max_size=200)))
-def test_hostile_text_is_read_or_refused(text):
+def test_any_text_is_read_or_refused(text):
     try:
         declared = modelfile.declaration(text)
     except parameters.ModelfileError as error:
         assert len(str(error)) < 700
     else:
         assert declared["from"]
+
+
+#: A defect put between two valid instructions, and words of its refusal.
+DEFECTS = {
+    "TEMPLAT x": "Did you mean TEMPLATE",
+    "FROM": "takes a blank and a value",
+    "FROM ": "FROM names nothing",
+    "PARAMETER top_k": "with blanks between them",
+    "PARAMETER top_k many": "invalid int value",
+    "PARAMETER cache_type q8_0": "unknown parameter 'cache_type'",
+    "MESSAGE robot hello": "message role must be one of",
+    'SYSTEM """never closed': "is never closed",
+    "REQUIRES soon": "valid semver",
+    "SYSTEM_x y": "takes a blank and a value",
+    "two lines\nof text": "is no instruction",
+}
+LINES = ["PARAMETER top_k 3", 'PARAMETER stop "a b"', "SYSTEM be brief", 'LICENSE """two\n\nlines"""', "MESSAGE user hi", "# FROM nothing", "", "  "]
+
+
+SOME_LINES = st.lists(st.sampled_from(LINES), max_size=6)
+
+
+def modelfile_of(before, defect, after, windows):
+    text = "\n".join(["FROM base", *before, *defect, *after, ""])
+    return text.replace("\n", "\r\n") if windows else text
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_one_defect_among_valid_instructions_is_refused_with_its_line(defect):
+    @settings(max_examples=25, deadline=None)
+    @given(SOME_LINES, SOME_LINES, st.booleans())
+    def one(before, after, windows):
+        if '"""' in defect:
+            after = [line for line in after if '"""' not in line]  # they would close it
+        with pytest.raises(parameters.ModelfileError) as caught:
+            modelfile.declaration(modelfile_of(before, [defect], after, windows))
+        assert DEFECTS[defect] in str(caught.value)
+        assert caught.value.line == 2 + sum(line.count("\n") + 1 for line in before)
+
+    one()
+
+
+@settings(max_examples=100, deadline=None)
+@given(SOME_LINES, SOME_LINES, st.booleans())
+def test_the_same_instructions_without_the_defect_are_read(before, after, windows):
+    declared = modelfile.declaration(modelfile_of(before, [], after, windows))
+    lines = [*before, *after]
+    assert declared["from"] == ["base"]
+    assert len(declared.get("messages", [])) == lines.count("MESSAGE user hi")
+    assert declared.get("parameters", {}).get("stop", []) == ["a b"] * lines.count('PARAMETER stop "a b"')
+    assert len(declared.get("license", [])) == len([line for line in lines if line.startswith("LICENSE")])
 
 
 @pytest.mark.parametrize("text", ['FROM a\nSYSTEM """' + "x\n" * 200_000, "\n" * 300_000 + "FROM a", "FROM a\n" + 'LICENSE "a"\n' * 50_000])

@@ -130,9 +130,9 @@ def test_the_plan_reads_shapes_where_they_are():
         {"name": "small", "gguf": "/x.gguf", "quantize": "q8_0"},
         {"name": "gone", "from": "b", "state": "absent"},
     ]
-    wishes = {one["name"]: one for one in ollama_declared.plan_models(entries, [], num_ctx=4096, kv_cache_type="q8_0")}
+    planned = {one["name"]: one for one in ollama_declared.plan_models(entries, [], num_ctx=4096, kv_cache_type="q8_0")}
     shared = {"num_parallel": 1, "kv_cache_type": "q8_0", "flash_attention": True}
-    assert wishes == {
+    assert planned == {
         "q:latest": {"name": "q:latest", "ref": "qwen3:14b", "num_ctx": 40960, "num_batch": 512, **shared},
         "variant:latest": {"name": "variant:latest", "ref": "qwen3:14b", "num_ctx": 8192, "num_batch": 512, **shared},
         "filed:latest": {"name": "filed:latest", "gguf": "/x.gguf", "num_ctx": 4096, **shared},
@@ -148,3 +148,23 @@ def test_the_plan_reads_shapes_where_they_are():
 def test_models_made_from_each_other_do_not_go_round_for_ever():
     entries = [{"name": "a", "from": "b"}, {"name": "b", "from": "a"}]
     assert len(ollama_declared.plan_models(entries, [])) == 2
+
+
+def test_an_extended_context_is_planned_from_its_base_and_inherited():
+    extension = {"method": "yarn", "factor": 2}
+    entries = [
+        {"name": "long", "from": "qwen3:14b", "context_extension": extension, "parameters": {"num_ctx": 65536}},
+        {"name": "derived", "from": "long"},
+        {"name": "short", "from": "qwen3:14b"},
+    ]
+    fresh = {one["name"].partition(":")[0]: one for one in ollama_declared.plan_models(entries, [])}
+    assert fresh["long"]["ref"] == "qwen3:14b" and fresh["long"]["context_extension"] == {"method": "yarn", "factor": 2.0}
+    assert fresh["derived"]["context_extension"] == fresh["long"]["context_extension"] and fresh["derived"]["num_ctx"] == 65536
+    assert "context_extension" not in fresh["short"]
+    there = ollama_declared.plan_models(entries, ["qwen3:14b", "long:latest", "derived:latest"])
+    assert [(one["from_server"], "context_extension" in one) for one in there] == [("qwen3:14b", True), ("qwen3:14b", True), ("qwen3:14b", False)]
+
+
+def test_an_extension_is_checked_on_the_controller():
+    (told,) = ollama_declared.problems([{"name": "a", "from": "b", "context_extension": {"method": "linear", "factor": 2}}])
+    assert told == "Model a:latest: context_extension.method is 'linear'; it has to be one of yarn."

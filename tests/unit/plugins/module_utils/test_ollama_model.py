@@ -116,6 +116,11 @@ def test_one_model_through_its_life(server, base):
     entry["parameters"]["num_ctx"] = 512
     assert predicted_then_done(server, entry).differs == ["parameters.num_ctx", "parameters.top_k"]
 
+    entry["parameters"]["temperature"] = 0
+    assert predicted_then_done(server, entry).differs == ["parameters.temperature"]
+    del entry["parameters"]["temperature"]
+    assert predicted_then_done(server, entry).differs == ["parameters.temperature"]
+
     del entry["parameters"]["stop"]
     done = predicted_then_done(server, entry)
     assert done.differs == ["parameters.stop"]
@@ -498,6 +503,72 @@ def test_numbers_compare_as_numbers_and_nothing_else_does():
     assert ollama_difference.difference(have, want) == []
     want["parameters"] = {"num_ctx": "4096", "use_mmap": False}
     assert ollama_difference.difference(have, want) == ["parameters.num_ctx", "parameters.use_mmap"]
+
+
+CHANGES = {
+    "parent": {"from": "other"},
+    "adapters": {"adapter": "/lora.gguf"},
+    "template": {"template": "{{ .Prompt }}!"},
+    "system": {"system": "s"},
+    "renderer": {"renderer": "harmony"},
+    "parser": {"parser": "harmony"},
+    "parameters.top_k": {"parameters": {"top_k": 3}},
+    "messages": {"messages": [{"role": "user", "content": "a"}]},
+    "license": {"license": ["mine"]},
+    "requires": {"modelfile": "FROM x\nREQUIRES 0.14.0"},
+}
+
+
+@pytest.mark.parametrize(("field", "change"), CHANGES.items())
+def test_each_field_of_a_declaration_is_compared_and_sent(field, change):
+    entry = {"name": "a", **change} if "modelfile" in change else {"name": "a", "from": "x", **change}
+    declared, base = ollama_declaration.declare(entry), ollama_observed.observe(show())
+    adapter = "b" * 64 if declared.adapter else None
+    wanted = ollama_difference.wanted(declared, declared.base, base, adapter)
+    as_base = {**base, "parent": "x:latest"}
+    assert ollama_difference.difference(as_base, wanted) == [field]
+    assert ollama_difference.difference({**as_base, **wanted}, wanted) == []
+    sent = ollama_apply.create_request(declared, "a", declared.base, adapter)
+    assert set(sent) == {"model", "from", *({"adapters"} if adapter else set()), *(set(change) - {"from", "adapter", "modelfile"})} | (
+        {"requires"} if field == "requires" else set()
+    )
+
+
+def test_the_table_above_has_every_field_but_the_weights():
+    assert {name.partition(".")[0] for name in CHANGES} == set(ollama_difference.FIELDS) - {"weights"}
+
+
+@pytest.mark.parametrize(("server", "refused"), [("0.13.9", True), ("0.14.0", False), ("0.14.0-rc1", False), ("0.9.22", True), ("1.0.0", False)])
+def test_the_required_version_is_compared_by_its_numbers(server, refused):
+    class Fake:
+        def version(self):
+            return server
+
+        def tags(self):
+            return []
+
+    declared = ollama_declaration.declare({"name": "a", "modelfile": "FROM x\nREQUIRES 0.14.0"})
+    fake, result = Fake(), ollama_store.Result(check=True)
+    if refused:
+        with pytest.raises(ollama_declaration.ModelError, match=f"requires Ollama 0.14.0; the server is {server}"):
+            ollama_apply.ensure_present(fake, ollama_store.Store(fake), declared, result)
+    else:
+        ollama_apply.ensure_present(fake, ollama_store.Store(fake), declared, result)
+    assert result.changed is not refused
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_k", "seed", "min_p", "use_mmap", "num_gpu", "repeat_last_n"])
+def test_a_parameter_of_zero_is_a_parameter(name):
+    zero = False if name == "use_mmap" else 0
+    declared = ollama_declaration.declare({"name": "a", "from": "x", "parameters": {name: zero}})
+    base = {**ollama_observed.observe(show()), "parameters": {name: True if name == "use_mmap" else 7.0}}
+    wanted = ollama_difference.wanted(declared, "x", base)
+    assert ollama_difference.difference(base, wanted) == [f"parameters.{name}"]
+    printed = "false" if name == "use_mmap" else "0"
+    made = ollama_observed.observe(show(parameters=f"{name}    {printed}"))
+    assert ollama_difference.difference(made, wanted) == []
+    assert ollama_difference.difference(ollama_observed.observe(show()), wanted) == [f"parameters.{name}"]
+    assert ollama_apply.create_request(declared, "a", "x")["parameters"] == {name: zero}
 
 
 def test_what_the_server_adds_by_itself_is_no_difference():

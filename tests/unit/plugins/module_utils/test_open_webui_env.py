@@ -53,7 +53,7 @@ def test_refusals(extra, said):
 @pytest.mark.parametrize("extra", [{"MAX_HISTORY_ROUNDS": "v4lue"}, {"OWNED": "v4lue"}, {"lower": "v4lue"}])
 def test_refusals_of_secrets_never_say_a_value(extra):
     with pytest.raises(env.EnvError) as caught:
-        env.render_secrets(extra, {"OWNED": "leave it"})
+        env.render({}, extra, {"OWNED": "leave it"}, secret=True)
     assert "v4lue" not in str(caught.value)
 
 
@@ -68,7 +68,7 @@ def test_another_release_may_read_other_names():
     with pytest.raises(env.EnvError, match="is a secret"):
         env.render({}, {"NEW_IN_0_13_API_KEY": 1}, {}, "0.13.0")
     with pytest.raises(env.EnvError, match="open_webui_secret_environment has OPENAI_API_KEYSS.*did you mean OPENAI_API_KEYS"):
-        env.render_secrets({"OPENAI_API_KEYSS": 1})
+        env.render({}, {"OPENAI_API_KEYSS": 1}, secret=True)
 
 
 @pytest.mark.parametrize(

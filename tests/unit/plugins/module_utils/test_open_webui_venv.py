@@ -85,7 +85,7 @@ def test_a_tree_whose_python_went_away_is_incomplete(tmp_path):
     assert venv.difference(venv.observe(path), STAMP) == "an incomplete tree lies there"
 
 
-def test_other_wishes_make_a_difference(tmp_path):
+def test_other_settings_make_a_difference(tmp_path):
     path = str(tmp_path / "0.12.4")
     venv.build(path, STAMP, "/usr/bin/python3.11", "/l", "/u", run=Machine(path))
     assert "package_set is slim, not full" in venv.difference(venv.observe(path), venv.wanted_stamp("0.12.4", "full", "list"))
@@ -118,7 +118,8 @@ def test_pips_configuration_holds_for_uv(text, name, value):
     ],
 )
 def test_pythons_that_cannot_carry_it(answer, said):
-    def run(*_args, **_options):
+    def run(argv, **options):
+        assert argv[0] == "/usr/bin/python3" and options["timeout"] > 0 and not options.get("shell")
         if isinstance(answer, OSError):
             raise answer
         return answer

@@ -38,7 +38,7 @@ def test_the_context_filter_takes_out_what_the_list_has():
 
 
 def test_a_model_of_open_webui_has_none_unless_the_inventory_asks_for_it():
-    assert set(declared.page_models([{"id": "m"}])[0]["params"]) == set(runner_options.ALL)
+    assert set(declared.complete_models([{"id": "m"}])[0]["params"]) == set(runner_options.ALL)
 
 
 def test_the_modelfile_knows_each_option_of_the_runner_and_refuses_the_others():

@@ -15,7 +15,8 @@ from ansible.module_utils import basic
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[4]))
 
-from ansible_collections.gpufleet.llm.plugins.module_utils._plan import gguf as plan_gguf  # noqa: E402
+from ansible_collections.gpufleet.llm.plugins.module_utils._plan import encode as plan_encode
+from ansible_collections.gpufleet.llm.plugins.module_utils._plan import sources as plan_sources
 from ansible_collections.gpufleet.llm.plugins.modules import gpu_capacity  # noqa: E402
 from bench import plan as bench_plan  # noqa: E402
 
@@ -27,7 +28,7 @@ def gguf(tmp_path_factory):
     """A header file of Qwen3-14B q8_0, without its vocabulary."""
     header = bench_plan.header_of("qwen3-14b-q8_0")
     path = tmp_path_factory.mktemp("model") / "qwen3.gguf"
-    plan_gguf.write_header_file(str(path), {**header, "keys": {**header["keys"], "qwen3.context_length": 40960}})
+    plan_encode.write_header_file(str(path), {**header, "keys": {**header["keys"], "qwen3.context_length": 40960}})
     return str(path)
 
 
@@ -80,8 +81,8 @@ def test_asserted_fails_with_the_texts_and_writes_nothing(run, gguf, tmp_path):
 
 
 def test_cards_that_cannot_be_read(run, gguf, monkeypatch):
-    monkeypatch.setattr(gpu_capacity.nvml, "sample", lambda: {"state": "no_driver", "message": "no driver.", "gpus": []})
-    monkeypatch.setattr(gpu_capacity.nvml, "client", lambda: "pynvml")
+    monkeypatch.setattr(gpu_capacity.gpu_sample, "sample", lambda: {"state": "no_driver", "message": "no driver.", "gpus": []})
+    monkeypatch.setattr(gpu_capacity.gpu_client, "load", lambda: "pynvml")
     failed = run(models=[model(gguf)], gpus=...)
     assert failed["failed"] and "No GPU could be read" in failed["msg"] and "give gpus" in failed["msg"]
     instead = run(models=[model(gguf)], gpus=..., gpus_if_unreadable=[RTX_4090])
@@ -137,3 +138,25 @@ def test_the_documentation_names_the_arguments():
     told = yaml.safe_load(gpu_capacity.DOCUMENTATION)["options"]
     assert set(told["models"]["suboptions"]) == set(gpu_capacity.MODEL) and set(told["gpus"]["suboptions"]) == set(gpu_capacity.CARD)
     yaml.safe_load(gpu_capacity.EXAMPLES), yaml.safe_load(gpu_capacity.RETURN)
+
+
+@pytest.mark.parametrize(("factor", "num_ctx", "total"), [(2, 65536, 14501), (4, 131072, 20261)])
+def test_an_extended_context_is_planned_as_a_longer_one(run, tmp_path, factor, num_ctx, total):
+    """Predicted for Qwen3-14B q4_K_M with a q8_0 cache, in MiB."""
+    header = bench_plan.header_of("qwen3-14b-q4_K_M")
+    path = tmp_path / "qwen3.gguf"
+    plan_encode.write_header_file(str(path), {**header, "keys": {**header["keys"], "qwen3.context_length": 40960}})
+    extended = model(str(path), num_ctx=num_ctx, context_extension={"method": "yarn", "factor": factor})
+    planned = run(models=[extended], state="asserted")["plan"]
+    assert planned["fits"] is True and not planned["problems"]
+    assert planned["models"][0]["num_ctx"] == num_ctx and planned["models"][0]["total_mib"] == total
+    too_long = run(models=[{**extended, "num_ctx": num_ctx + 1}], state="asserted")
+    assert too_long["failed"] and f"exceeds the model's trained context of {num_ctx:,}" in too_long["msg"]
+
+
+def test_an_extension_that_is_wrong_for_the_model_is_refused(run, gguf, tmp_path):
+    header = plan_sources.read_file(gguf)
+    path = tmp_path / "long.gguf"
+    plan_encode.write_header_file(str(path), {**header, "raw": None, "keys": {**header["keys"], "qwen3.context_length": 262144}})
+    failed = run(models=[model(str(path), context_extension={"method": "yarn", "factor": 2})])
+    assert failed["failed"] and "has a trained context of 262144; YaRN is known to be right for" in failed["msg"]

@@ -51,6 +51,8 @@ def host(library, tmp_path):
     (tmp_path / "root/etc").mkdir()
     (tmp_path / "root/etc/os-release").write_text("ID=debian\nVERSION_ID=12\n")
     (tmp_path / "state").write_text(STATE.format(pid=os.getpid()))
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/modinfo").symlink_to(REPO / "tests/support/modinfo.py")
 
     def run(interpreter=sys.executable, folder=library, check_mode=False, **options):
         options = dict({"path_rootfs": str(tmp_path / "root"), "python": sys.executable}, **options)
@@ -64,6 +66,7 @@ def host(library, tmp_path):
             env=dict(
                 os.environ,
                 LD_LIBRARY_PATH=str(folder),
+                PATH=os.pathsep.join((str(tmp_path / "bin"), os.environ["PATH"])),
                 NVML_SIM_STATE=str(tmp_path / "state"),
                 PYTHONPATH=os.pathsep.join(path for path in sys.path if path),
             ),
@@ -126,7 +129,7 @@ def test_expectations(host):
     assert host(expected_gpus=[{"name": "4090", "count": 2}])["problems"][0]["code"] == "gpus_differ"
     wrong = host(ollama_version="newest")
     assert wrong["failed"] is True
-    assert "'newest' is no Ollama version" in wrong["msg"]
+    assert "'newest' is not an Ollama version" in wrong["msg"]
 
 
 def test_a_managed_python_that_is_not_there_is_passed_over(host, tmp_path):

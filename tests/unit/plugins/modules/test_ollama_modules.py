@@ -160,7 +160,7 @@ def test_one_look_at_all_models(call, server, tmp_path):
         "modelfiles": str(tmp_path),
         "measured": str(tmp_path / "measured.json"),
         "plan": str(tmp_path / "plan.json"),
-        "wishes": "w",
+        "fingerprint": "w",
     }
     look = call(ollama_info, **options)
     assert look["reachable"]
@@ -189,7 +189,7 @@ def test_one_look_at_all_models(call, server, tmp_path):
     assert look["measured_pending"]
     assert look["undeclared"] == [name for name in look["undeclared"] if name.startswith("filed")]
 
-    record = json.dumps({"models": look["measured"], "wishes": "w"})
+    record = json.dumps({"models": look["measured"], "fingerprint": "w"})
     (tmp_path / "measured.json").write_text(record, encoding="utf-8")
     call(ollama_model, url=server, name="look", state="unloaded")
     look = call(ollama_info, **options)
