@@ -168,7 +168,7 @@ def change_mode(history, mode):
         return history
     if history["mode"] is None:
         return dict(history, mode=mode)
-    clean = {"acts": {}, "spent": [], "waiting": None, "fence": None, "streaks": {}}
+    clean: dict = {"acts": {}, "spent": [], "waiting": None, "fence": None, "streaks": {}}
     return dict(history, mode=mode, **clean, watch_until=0.0, watch_reason=None)
 
 

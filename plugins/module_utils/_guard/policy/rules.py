@@ -12,7 +12,7 @@ from ..._gpu.memory import CUDA_CONTEXT_MIB
 HOUR = 3600.0
 DAY = 24 * HOUR
 
-DEFAULTS = {
+DEFAULTS: dict = {
     "interval_s": 15,
     "debounce": 4,  # samples in a row
     "growth_mib": 1024,  # beyond what plan, server and baseline explain
@@ -46,7 +46,7 @@ ACTIONS = ("unload", "end", "restart", "fence")
 # In the order in which they are considered: the first that may act, acts. `ladder` is what is tried, one rung after
 # the other, while the signal stays; () is only reported.
 # `means` is the sentence for people; `why_not` says what the rule deliberately does not do.
-RULES = {
+RULES: dict[str, dict] = {
     "driver": {
         "ladder": (),
         "means": "NVML cannot be used: no driver, no library, a mismatch of the two, or no permission",
