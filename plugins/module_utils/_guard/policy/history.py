@@ -126,7 +126,7 @@ def _clear_acts(acts, found, settings, now):
             continue
         settled = now - act["at"] >= settings["settle_s"][act["kind"]]
         gone = f"{rule}:{act['subject']}" not in found
-        kept[rule] = dict(act, cleared=True) if settled and gone and not act["cleared"] else act
+        kept[rule] = dict(act, cleared=act["cleared"] or (settled and gone))
     return kept
 
 
