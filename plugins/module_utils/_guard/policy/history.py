@@ -173,5 +173,5 @@ def change_mode(history, mode):
 
 
 def unfence(history):
-    """The history after a person has mended the cause: no fence, a fresh ladder; the budgets stay as spent."""
+    """The history after a person has removed the cause: no fence, a fresh ladder; the budgets stay as spent."""
     return dict(history, fence=None, acts={}, waiting=None, streaks={}, xids=[])

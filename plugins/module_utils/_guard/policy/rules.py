@@ -25,7 +25,7 @@ DEFAULTS: dict = {
     "leak_mib_per_hour": 50,
     "leak_window_s": 900,
     "context_mib": CUDA_CONTEXT_MIB,
-    "scratch_bytes_per_token": 4096,  # f16 scratch of a quantised KV cache, measured on Qwen3-14B
+    "scratch_bytes_per_token": 4096,  # f16 scratch of a quantized KV cache, measured on Qwen3-14B
     "load_grace_s": 300,  # OLLAMA_LOAD_TIMEOUT
     "unload_grace_s": 10,  # Ollama waits up to 5 s for the memory of a runner that it ended
     "stuck_s": 1800,
@@ -50,7 +50,7 @@ RULES: dict[str, dict] = {
     "driver": {
         "ladder": (),
         "means": "NVML cannot be used: no driver, no library, a mismatch of the two, or no permission",
-        "why_not": "a restart of the server mends no driver",
+        "why_not": "a restart of the server repairs no driver",
     },
     "nvml_flapping": {
         "ladder": (),
@@ -126,7 +126,7 @@ RULES: dict[str, dict] = {
     "plan_off": {
         "ladder": (),
         "means": "a freshly loaded runner already holds more than planned",
-        "why_not": "it would load the same again: the plan or the settings are to be mended",
+        "why_not": "it would load the same again: the plan or the settings have to be corrected",
     },
     "ownerless": {
         "ladder": (),
