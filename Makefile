@@ -110,6 +110,10 @@ unit: setup ## Unit tests only
 sanity: setup ## ansible-test sanity only
 	@tools/test sanity
 
+.PHONY: integration
+integration: setup ## ansible-test integration: the module ollama_model as a play calls it, on the stand-in
+	@tools/test integration
+
 .PHONY: contract
 contract: setup ## The contract suite against the stand-in and, where it is built, the real server
 	@tools/test contract

@@ -12,7 +12,7 @@
     DIR/server.json                  {"server": "real"|"standin", "versions": [newest first], "shape", "models"}
 
 Server: `real` packs every release that lab/real/build has finished (or that lies in --real-dir as
-VERSION/{bin,lib}), `standin` packs ollama_standin.py as two versions, `auto` takes the real one if it is there.
+VERSION/{bin,lib}), `standin` packs lab/standin as two versions, `auto` takes the real one if it is there.
 
 Models, under the names that users use:
 
@@ -40,10 +40,12 @@ import sys
 import tarfile
 import tempfile
 import time
+import zipfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 REAL = HERE.parent / "real"
+STANDIN = HERE.parent / "standin"
 KNOWN = HERE / "known_digests.json"
 STANDIN_VERSIONS = ("0.32.15", "0.32.6")
 ASSET = "ollama-linux-amd64.tar.zst"
@@ -122,11 +124,14 @@ def real_releases(real_dir: str | None) -> dict:
 
 
 def standin_tree(version: str) -> dict:
-    """Return {path in the archive: (content, mode)} of the stand-in packed as a version."""
-    source = (HERE / "ollama_standin.py").read_text(encoding="utf-8")
-    if source.count('\nVERSION = "0.0.0"\n') != 1:
-        raise MirrorError('ollama_standin.py has no line VERSION = "0.0.0" to stamp.')
-    program = source.replace('\nVERSION = "0.0.0"\n', f'\nVERSION = "{version}"\n').encode()
+    """Return {path in the archive: (content, mode)} of the stand-in, a zipapp that says it is that version."""
+    start = f'import standin\nstandin.VERSION = "{version}"\nfrom standin.main import main\nraise SystemExit(main())\n'
+    body = io.BytesIO(b"")
+    with zipfile.ZipFile(body, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(zipfile.ZipInfo("__main__.py"), start)
+        for path in sorted(STANDIN.glob("*.*")):
+            archive.writestr(zipfile.ZipInfo(f"standin/{path.name}"), path.read_bytes())
+    program = b"#!/usr/bin/python3 -sE\n" + body.getvalue()
     return {"bin/ollama": (program, 0o755), "lib/ollama/llama-server": (program, 0o755)}
 
 
@@ -270,17 +275,12 @@ def record_digests() -> None:
 
 def describe(path: Path) -> dict:
     """Return the config of a model's image, read from its GGUF header as a server would."""
-    sys.path.insert(0, str(HERE))
+    sys.path.insert(0, str(STANDIN.parent))
     try:
-        import ollama_standin
+        from standin import gguf
     finally:
-        sys.path.remove(str(HERE))
-    gguf = ollama_standin.Gguf(str(path))
-    return {
-        "model_format": "gguf", "model_family": gguf.arch, "model_families": [gguf.arch],
-        "model_type": ollama_standin.human_number(gguf.parameter_count()), "file_type": gguf.file_type(),
-        "architecture": "amd64", "os": "linux",
-    }  # fmt: skip
+        sys.path.remove(str(STANDIN.parent))
+    return {**gguf.Gguf(str(path)).facts(), "architecture": "amd64", "os": "linux"}
 
 
 def compact(value) -> bytes:

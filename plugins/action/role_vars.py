@@ -48,8 +48,9 @@ class ActionModule(ActionBase):
 
 
 def _unknown(role, variables, others, known):
-    """Variables that begin like the role's and are neither options nor facts that it publishes (ROLE_found_X)."""
-    longer = (f"{role}_found_", *(f"{name}_" for name in others))
+    """Variables that begin like the role's and are neither options nor facts that it publishes."""
+    # ROLE_found_X: what it found on the host; ROLE_owned: what it owns there.
+    longer = (f"{role}_found_", f"{role}_owned", *(f"{name}_" for name in others))
     return sorted(name for name in variables if name.startswith(f"{role}_") and not name.startswith(longer) and name not in known)
 
 

@@ -109,7 +109,7 @@ def main():
             "installer": {"type": "path"},
             "requirements": {"type": "path"},
             "uv_requirements": {"type": "path", "required": True},
-            "index_url": {"type": "str"},
+            "index_url": {"type": "str", "no_log": True},
         },
         supports_check_mode=True,
     )

@@ -8,7 +8,8 @@
     pytest tests/contract --server /path/to/bin/ollama
     … --record tests/contract/results.json            write the outcome of each case beside those of other servers
 
-The same cases run against both. Where they differ, the stand-in is wrong.
+Each case says whom it asks. `both`: the stand-in has to do the same, and where it differs, it is wrong. `real`: how the real
+server words or prints something that the stand-in does not imitate, or what the stand-in does not do at all.
 """
 
 from __future__ import annotations
@@ -40,6 +41,23 @@ import shapes  # noqa: E402
 
 # Variables of the caller that would change what a server does.
 FOREIGN = ("OLLAMA_", "LLAMA_ARG_", "HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "CUDA_VISIBLE_DEVICES")
+
+
+def pytest_configure(config):
+    """Say what the markers mean."""
+    config.addinivalue_line("markers", "both: the real server and the stand-in do the same")
+    config.addinivalue_line("markers", "real: only the real server is asked")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out what the stand-in is not asked; a case that does not say is an error."""
+    silent = [item.nodeid for item in items if not (item.get_closest_marker("both") or item.get_closest_marker("real"))]
+    if silent:
+        raise pytest.UsageError(f"neither marked both nor real: {', '.join(silent)}")
+    if config.getoption("--server") == "standin":
+        left_out = [item for item in items if item.get_closest_marker("real")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_addoption(parser):

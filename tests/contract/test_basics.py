@@ -9,6 +9,8 @@ import re
 
 import pytest
 
+pytestmark = pytest.mark.both
+
 
 def test_root_says_that_it_runs(server):
     answer = server.get("/")
@@ -59,7 +61,9 @@ def test_any_host_is_let_in_when_bound_to_all(fresh):
     assert server.get("/api/tags", headers={"Host": "evil.example"}).status == 200
 
 
-@pytest.mark.parametrize("path", ["/api/show", "/api/create", "/api/generate", "/api/pull", "/api/copy", "/api/chat", "/api/embed"])
+@pytest.mark.parametrize(
+    "path", ["/api/show", "/api/create", "/api/generate", "/api/pull", "/api/copy", "/api/chat", pytest.param("/api/embed", marks=pytest.mark.real)]
+)
 def test_empty_body_is_400(server, path):
     answer = server.call("POST", path, b"")
     assert (answer.status, answer.json()) == (400, {"error": "missing request body"})
@@ -71,6 +75,7 @@ def test_broken_json_is_400(server, path):
     assert answer.status == 400 and "invalid character" in answer.json()["error"]
 
 
+@pytest.mark.real
 def test_model_of_a_wrong_type_is_400(server):
     answer = server.post("/api/show", {"model": 3})
     assert answer.status == 400 and "cannot unmarshal number" in answer.json()["error"]

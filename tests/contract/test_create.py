@@ -10,6 +10,8 @@ import json
 
 import pytest
 
+pytestmark = pytest.mark.both
+
 FULL = {
     "from": "base", "parameters": {"num_ctx": 4096, "stop": ["a", "b<"], "temperature": 0.7, "top_k": 20},
     "system": "Be brief.",
@@ -60,6 +62,7 @@ def test_the_same_weights_under_another_base_give_another_digest(server, name):
     assert server.show(name)["details"]["parent_model"] == f"{name}-base:latest"
 
 
+@pytest.mark.real
 def test_parameters_are_stored_sorted_and_compact(server, name):
     server.create(name, **{**FULL, "from": "plain"})
     manifest = json.loads(server.manifest(name).read_text())
@@ -184,6 +187,7 @@ def test_requires_is_not_enforced(server, name):
     server.unload_all()
 
 
+@pytest.mark.real
 @pytest.mark.parametrize("template", ["{{ .Prompt", "{{ if .System }}x", "{{ end }}"])
 def test_a_broken_template_is_refused(server, name, template):
     answer = server.post("/api/create", {"model": name, "from": "base", "template": template, "stream": False})
@@ -259,18 +263,21 @@ def test_no_files_at_all(server, name):
     assert answer.status == 400
 
 
+@pytest.mark.real
 def test_an_unknown_quantisation(server, name, gguf):
     digest = server.upload(gguf["plain"])
     answer = server.post("/api/create", {"model": name, "files": {"m.gguf": digest}, "quantize": "q9_9", "stream": False})
     assert answer.status >= 400 and "unsupported quantization type Q9_9" in answer.error()
 
 
+@pytest.mark.real
 @pytest.mark.parametrize(("license_", "kind"), [(3, "number"), ({"x": 1}, "object")])
 def test_a_licence_of_a_wrong_type(server, name, license_, kind):
     answer = server.post("/api/create", {"model": name, "from": "base", "license": license_, "stream": False})
     assert answer.status == 500 and f"cannot unmarshal {kind}" in answer.error() and not server.digest(name)
 
 
+@pytest.mark.real
 def test_an_unknown_function_in_a_template(server, name):
     answer = server.post("/api/create", {"model": name, "from": "base", "template": "{{ nonsense }}", "stream": False})
     assert (answer.status, answer.error()) == (400, 'template error: template: :1: function "nonsense" not defined')
@@ -282,6 +289,7 @@ def test_a_file_name_that_leads_out(server, name, gguf, path):
     assert (answer.status, answer.json()) == (400, {"error": "file path must be relative"})
 
 
+@pytest.mark.real
 def test_quantising_from_a_model(server, name):
     """It works from a model, too, if that is not quantised yet; the type is then the new one."""
     server.create(name, **{"from": "plain", "quantize": "q8_0"})

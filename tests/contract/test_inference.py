@@ -9,6 +9,8 @@ import json
 
 import pytest
 
+pytestmark = pytest.mark.both
+
 SHORT = {"num_predict": 4, "seed": 7, "temperature": 0}
 CHAT = [{"role": "user", "content": "hello there"}]
 
@@ -104,11 +106,13 @@ def test_options_that_are_no_object(server):
     assert server.post("/api/generate", {"model": "plain", "prompt": "x", "options": [1]}).status == 400
 
 
+@pytest.mark.real
 def test_raw_mode_excludes_a_template(server):
     answer = server.post("/api/generate", {"model": "plain", "prompt": "x", "raw": True, "system": "s"})
     assert (answer.status, answer.json()) == (400, {"error": "raw mode does not support template, system, or context"})
 
 
+@pytest.mark.real
 @pytest.mark.parametrize(("given", "count"), [("one", 1), (["one", "two"], 2), ([], 0), ("", 0)])
 def test_embed(server, given, count):
     answer = server.post("/api/embed", {"model": "vectors", "input": given}).json()
@@ -117,17 +121,20 @@ def test_embed(server, given, count):
         assert len(vector) == 64 and abs(sum(value * value for value in vector) - 1) < 1e-3
 
 
+@pytest.mark.real
 def test_embed_of_a_wrong_type(server):
     answer = server.post("/api/embed", {"model": "vectors", "input": 3})
     assert (answer.status, answer.json()) == (400, {"error": "invalid input type"})
 
 
+@pytest.mark.real
 def test_embed_is_the_same_twice(server):
     body = {"model": "vectors", "input": "same"}
     first, second = (server.post("/api/embed", body).json()["embeddings"][0] for _call in range(2))
     assert all(abs(one - other) < 1e-4 for one, other in zip(first, second))
 
 
+@pytest.mark.real
 def test_embed_asked_of_a_model_that_answers(server):
     answer = server.post("/api/embed", {"model": "plain", "input": "x"})
     assert answer.status == 501 and "does not support embeddings" in answer.json()["error"]
@@ -138,11 +145,13 @@ def test_suffix_is_refused_where_the_template_has_none(server):
     assert answer.status == 400 and answer.json()["error"].endswith("plain:latest does not support insert")
 
 
+@pytest.mark.real
 def test_a_format_that_is_none(server):
     answer = server.post("/api/generate", {"model": "plain", "prompt": "x", "format": "yaml", "stream": False})
     assert answer.status == 500 and "invalid format" in answer.json()["error"]
 
 
+@pytest.mark.real
 def test_stream_of_a_wrong_type(server):
     answer = server.post("/api/generate", {"model": "plain", "stream": "yes"})
     assert answer.status == 400 and "GenerateRequest.stream of type bool" in answer.json()["error"]
@@ -177,6 +186,7 @@ def test_openai_completions(server):
     assert answer["object"] == "text_completion" and answer["choices"][0]["finish_reason"] == "length"
 
 
+@pytest.mark.real
 def test_openai_embeddings(server):
     answer = server.post("/v1/embeddings", {"model": "vectors", "input": "x"}).json()
     assert answer["object"] == "list" and len(answer["data"][0]["embedding"]) == 64

@@ -12,6 +12,8 @@ import time
 import pytest
 from conftest import until
 
+pytestmark = pytest.mark.both
+
 
 def test_an_empty_generate_loads(quiet):
     answer = quiet.load("plain").json()
@@ -52,6 +54,7 @@ def test_unloading_what_is_not_loaded_is_no_error(quiet):
     assert quiet.post("/api/generate", {"model": "plain", "keep_alive": 0}).json()["done_reason"] == "unload"
 
 
+@pytest.mark.real
 def test_unloading_an_embedding_model(quiet):
     quiet.post("/api/embed", {"model": "vectors", "input": "x"})
     assert [entry["name"] for entry in quiet.loaded()] == ["vectors:latest"]

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import pytest
 
+pytestmark = pytest.mark.both
+
 
 @pytest.mark.parametrize("bad", ["", "a b", "-x", ".x", "x:", ":tag", "a//b", "x" * 81, "x:" + "t" * 81, "na.me/x", "a/b/c/d", "x@y"])
 def test_what_is_no_name_is_refused(server, bad):
@@ -35,6 +37,7 @@ def test_unknown_model_is_404_in_inference(server, path):
     assert (answer.status, answer.json()) == (404, {"error": "model 'nobody' not found"})
 
 
+@pytest.mark.real
 def test_unknown_model_is_404_in_embed(server):
     answer = server.post("/api/embed", {"model": "nobody", "input": "x"})
     assert answer.status == 404 and "nobody" in answer.json()["error"] and "not found" in answer.json()["error"]

@@ -11,6 +11,8 @@ import signal
 import pytest
 from conftest import until
 
+pytestmark = pytest.mark.both
+
 
 def test_without_home_it_does_not_start(fresh):
     server = fresh({"HOME": None}, start=False)
@@ -114,12 +116,14 @@ def test_version_without_a_server(fresh):
     assert lines[-1].startswith("Warning: client version is ")
 
 
+@pytest.mark.real
 def test_list_on_the_command_line(server):
     rows = server.run("list").stdout.splitlines()
     assert rows[0].split() == ["NAME", "ID", "SIZE", "MODIFIED"]
     assert any(row.split()[0] == "plain:latest" and server.digest("plain").startswith(row.split()[1]) for row in rows[1:])
 
 
+@pytest.mark.real
 def test_ps_on_the_command_line(quiet):
     quiet.load("plain", options={"num_ctx": 2048})
     rows = quiet.run("ps").stdout.splitlines()
@@ -127,12 +131,14 @@ def test_ps_on_the_command_line(quiet):
     assert "plain:latest" in rows[1] and "100% CPU" in rows[1] and "2048" in rows[1]
 
 
+@pytest.mark.real
 def test_stop_on_the_command_line(quiet):
     quiet.load("plain")
     assert quiet.run("stop", "plain").returncode == 0
     assert until(lambda: not quiet.loaded())
 
 
+@pytest.mark.real
 def test_an_unknown_command(server):
     said = server.run("nonsense")
     assert said.returncode == 1 and "unknown command" in said.stderr

@@ -10,6 +10,8 @@ import json
 
 import pytest
 
+pytestmark = pytest.mark.both
+
 
 def pull(server, model: str, **fields):
     """Pull and return the answer."""

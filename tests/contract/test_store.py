@@ -13,6 +13,8 @@ import time
 
 import pytest
 
+pytestmark = pytest.mark.both
+
 
 def sha(body: bytes) -> str:
     """Return the digest of bytes."""
@@ -95,6 +97,7 @@ def test_delete_twice(server, name):
     assert (answer.status, answer.json()) == (404, {"error": f"model '{name}' not found"})
 
 
+@pytest.mark.real
 def test_delete_with_a_bad_name(server):
     answer = server.call("DELETE", "/api/delete", {"model": "a b"})
     assert (answer.status, answer.json()) == (400, {"error": 'name "a b" is invalid'})

@@ -147,6 +147,7 @@ class Gateway:
             "gateway_port": self.port,
             "gateway_http_port": self.http_port,
             "__gateway_page": True,
+            "__gateway_parts": yaml.safe_load((ROLE / "vars" / "main.yml").read_text())["__gateway_parts"],
             "gateway_max_body_mib": 8,
             "__gateway_config_dir": str(self.folder / "conf"),
             "__gateway_program_dir": str(self.folder / "program"),

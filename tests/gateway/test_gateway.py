@@ -151,8 +151,16 @@ def test_pin_refuse_and_off(gateway, ollama):
         b'{"model":"qwen3","options":"x"}',
         b'{"model":["qwen3"]}',
         b'{"messages":[]}',
-        b'{"model":"qwen3","a":"\xff"}',
+        b'{"model":"qwen3","a\xff":1}',
+        b'{"model":"qwen3","options":{"num_ctx\xff":1}}',
+        b'{"model":"qwen3\xff"}',
+        b'{"model":"qwen3",\xc2\xa0"a":1}',
         b'{"model":"qwen3","a":"\x00"}',
+        b'{"model":"qwen3","a":"\n"}',
+        b'{"model":"qwen3","a":"\\x"}',
+        b'{"model":"qwen3","a":"\\u00g0"}',
+        b'{"model":"qwen3","a":{"b\t":1}}',
+        b'{"model":"qwen3","a":"b"}\x00',
         b'\xef\xbb\xbf{"model":"qwen3"}',
         b'{"model":"qwen3","a":' + b"[" * 200 + b"]" * 200 + b"}",
         b'{"model":"qwen3","a":NaN}',
@@ -165,6 +173,34 @@ def test_what_is_not_understood_is_refused(gateway, ollama, body):
     status, _headers, answer = gateway.ask("POST", "/api/chat", body, "alice")
     assert status == 400 and json.loads(answer)["error"]
     assert not ollama.seen
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b'{"model":"qwen3",' + b",".join(b'"k%d":1' % number for number in range(500)) + b"}", b"more than 500 members"),
+        (b'{"model":"qwen3","options":{' + b",".join(b'"k%d":1' % number for number in range(500)) + b"}}", b"more than 500 members"),
+        (b'{"model":"qwen3","a":[' + b"1," * 10000 + b"1]}", b"more values"),
+        (b'{"model":"qwen3","a":"' + b"\\n" * 70000 + b'"}', b"more values"),
+        (b'{"model":"qwen3","a":[' + b" " * 300000 + b"1]}", b"more values"),
+        (b'{"model":"qwen3","a":' + b"1" * 101 + b"}", b"more than 100 characters"),
+        (b'{"model":"qwen3","' + b"k" * 300 + b'":1}', b"more than 256 bytes"),
+    ],
+    ids=range(7),
+)
+def test_work_is_bounded(gateway, ollama, body, says):
+    status, _headers, answer = gateway.ask("POST", "/api/chat", body, "alice")
+    assert status == 400 and says in answer and not ollama.seen
+
+
+def test_a_long_conversation_with_tools_is_within_the_bounds(gateway, ollama):
+    """More than fits the planned 40,960 tokens: 120 messages of code (168 kB), 32 tools."""
+    code = 'def f(x):\n    """Say \\"hello\\"."""\n    return {"a": x, "b": [1, 2]}\n' * 20
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {"p": {"type": "string", "enum": ["a", "b"]}}}}}
+    body = {"model": "qwen3", "messages": [{"role": "user", "content": code}] * 120, "tools": [tool] * 32, "keep_alive": 1}
+    for text in (json.dumps(body), json.dumps(body, indent=2)):
+        assert gateway.ask("POST", "/api/chat", text.encode(), "alice")[0] == 200
+        assert json.loads(ollama.seen[-1]["body"]) == {key: value for key, value in body.items() if key != "keep_alive"}
 
 
 def test_compressed_and_too_large_bodies(gateway, ollama):
@@ -521,15 +557,66 @@ def test_old_tls_is_refused(gateway):
     assert "Cipher is (NONE)" in done.stdout or done.returncode != 0
 
 
-def test_the_authority_signs_only_its_own_names(gateway, tmp_path):
-    tls = gateway.folder / "tls"
-    commands = f"""
-      openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout {tmp_path}/key -out {tmp_path}/csr -subj /CN=bank.example
-      printf 'subjectAltName=DNS:bank.example' > {tmp_path}/ext
-      openssl x509 -req -in {tmp_path}/csr -CA {tls}/ca.crt -CAkey {tls}/ca.key -set_serial 7 -days 1 -extfile {tmp_path}/ext -out {tmp_path}/crt
-      openssl verify -CAfile {tls}/ca.crt {tmp_path}/crt"""
-    done = subprocess.run(["sh", "-ec", commands], capture_output=True, text=True, check=False)
-    assert "permitted subtree violation" in done.stderr + done.stdout
+@pytest.fixture(scope="module")
+def signer(tmp_path_factory):
+    """Function that signs a certificate with the gateway's CA, as a thief of its key would, and has openssl verify it."""
+    made = {}
+
+    def sign(names, extensions, *words, subject="/CN=x"):
+        if names not in made:
+            made[names] = tmp_path_factory.mktemp("signer")
+            renew_with(made[names], "h", names)
+        folder = made[names]
+        (folder / "ext").write_text(extensions)
+        commands = f"""
+          openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout key -out csr -subj '{subject}'
+          openssl x509 -req -in csr -CA tls/ca.crt -CAkey tls/ca.key -set_serial 7 -days 1 -extfile ext -out crt
+          openssl verify -CAfile tls/ca.crt {" ".join(words)} crt"""
+        done = subprocess.run(["sh", "-ec", commands], cwd=folder, capture_output=True, text=True, check=False)
+        assert (folder / "crt").exists(), done.stderr
+        return "" if done.returncode == 0 else done.stdout + done.stderr
+
+    return sign
+
+
+LEAF = "basicConstraints=critical,CA:FALSE\nextendedKeyUsage={}\nsubjectAltName={}\n"
+
+
+@pytest.mark.parametrize("names", ["a.example gateway.gpufleet.internal", "a.example 192.0.2.7", "a.example 2001:db8::7", "192.0.2.7 2001:db8::7 a.example"])
+def test_the_ca_signs_only_its_own_names(signer, names):
+    def refused(name, **more):
+        return signer(names, LEAF.format("serverAuth", name), "-purpose sslserver", **more)
+
+    mine = ["IP:" + one if one[0].isdigit() else "DNS:" + one for one in names.split()]
+    assert [refused(one) for one in mine] == [""] * len(mine)
+    for other in ("DNS:bank.example", "DNS:xa.example", "IP:192.0.2.8", "IP:10.0.0.1", "IP:2001:db8::8", "IP:::1", "email:root@bank.example"):
+        assert "subtree violation" in refused(other), other
+    for both in ("DNS:a.example,DNS:bank.example", "DNS:a.example,email:root@a.example"):
+        assert "subtree violation" in refused(both), both
+    assert "subtree violation" in refused("DNS:a.example", subject="/CN=x/emailAddress=root@bank.example")
+
+
+def test_the_ca_signs_servers_only(signer):
+    names = "a.example gateway.gpufleet.internal"
+    for usage, purpose in (("clientAuth", "sslclient"), ("emailProtection", "smimesign")):
+        assert "certificate purpose" in signer(names, LEAF.format(usage, "DNS:a.example"), f"-purpose {purpose}"), usage
+    # openssl does not ask a CA that signs code or time stamps for its usage; such a certificate is no server's, at least.
+    assert "certificate purpose" in signer(names, LEAF.format("codeSigning", "DNS:a.example"), "-purpose sslserver")
+
+
+def test_the_ca_makes_no_other_ca(tmp_path):
+    """One more level below it verifies nowhere."""
+    renew_with(tmp_path, "h", "a.example")
+    commands = """
+      openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout sub.key -out sub.csr -subj /CN=sub
+      printf 'basicConstraints=critical,CA:TRUE\nkeyUsage=critical,keyCertSign\nsubjectKeyIdentifier=hash\n' > sub.ext
+      openssl x509 -req -in sub.csr -CA tls/ca.crt -CAkey tls/ca.key -set_serial 7 -days 1 -extfile sub.ext -out sub.crt
+      openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout key -out csr -subj /CN=x
+      printf 'subjectAltName=DNS:a.example' > ext
+      openssl x509 -req -in csr -CA sub.crt -CAkey sub.key -set_serial 8 -days 1 -extfile ext -out crt
+      openssl verify -CAfile tls/ca.crt -untrusted sub.crt crt"""
+    done = subprocess.run(["sh", "-ec", commands], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (tmp_path / "crt").exists() and "path length constraint exceeded" in done.stdout + done.stderr
 
 
 def test_renewal(gateway, tmp_path):

@@ -95,6 +95,21 @@ def test_a_chunked_body_is_pinned_too(pin, ollama):
     assert json.loads(ollama.seen[0]["body"]) == {"model": "qwen3", "options": {}}
 
 
+def test_an_answer_does_not_steer_the_pin(pin, ollama):
+    def steer(handler):
+        if handler.path != "/api/version":
+            return False
+        handler.send_response(200)
+        handler.send_header("X-Accel-Redirect", "/0/api/tags")
+        handler.send_header("Content-Length", "2")
+        handler.end_headers()
+        handler.wfile.write(b"{}")
+        return True
+
+    ollama.answer = steer
+    assert ask(pin.port, "GET", "/0/api/version") == (200, b"{}") and [seen["path"] for seen in ollama.seen] == ["/api/version"]
+
+
 def test_each_server_has_its_own_way(open_webui_pin, ollama, page):
     made = open_webui_pin(ollama.port, page.port)
     body = json.dumps({"model": "qwen3"})

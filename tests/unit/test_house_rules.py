@@ -21,17 +21,9 @@ KINDS = {".py", ".js", ".c", ".sh", ""}
 
 # "file" or "file::function".
 EXCEPTIONS = {
-    "lab/lab::parser",
-    "lab/labkit/fleet.py::_start_host",
     "lab/nvml/nvml_sim.c",
     "lab/real/shapes.py",
     "lab/real/shapes.py::write_tiny",
-    "lab/services/ollama_standin.py",
-    "lab/services/ollama_standin.py::_create",
-    "lab/services/ollama_standin.py::memory_plan",
-    "lab/services/ollama_standin.py::runner_main",
-    "plugins/module_utils/_ollama/declaration.py::_fields",
-    "plugins/modules/gpu_capacity.py::main",
 }
 
 

@@ -14,10 +14,11 @@ def read_text(path: str, limit: int = -1) -> str | None:
     """The file's text, at most *limit* bytes of it; None where there is no such file.
 
     Bytes that are not UTF-8 come back as U+FFFD. Raises OSError for a file that is there and cannot be read: for a
-    caller to whom "unreadable" must not pass for "absent".
+    caller to whom "unreadable" must not pass for "absent". A pipe in its place is empty: root does not wait for whoever
+    put it there.
     """
     try:
-        with open(path, "rb") as handle:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as handle:
             return handle.read(limit).decode("utf-8", "replace")
     except FileNotFoundError:
         return None

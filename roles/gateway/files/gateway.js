@@ -68,7 +68,8 @@ function infer(r) {
     }
     let asked;
     try {
-        asked = pin.examine(r.requestBuffer || Buffer.from(''));
+        // As a variable, since nginx.conf looks at it, too: requestBuffer would be one more copy of it.
+        asked = pin.examine(r.rawVariables.request_body || Buffer.from(''));
     } catch (error) {
         return refuse(r, 400, error.message);
     }
@@ -92,13 +93,17 @@ function infer(r) {
         return r.internalRedirect('@server');
     }
     r.variables.gateway_removed = asked.removed.join(',');
-    r.variables.gateway_cuts = JSON.stringify(asked.ranges);
+    // Not into an array's join or a Buffer.concat: each would be one more copy of the body.
+    const last = policy.parts - 1;
+    asked.parts.forEach(function (part, index) {
+        if (index < last) {
+            r.variables['gateway_body_' + index] = part;
+        }
+    });
+    if (asked.parts.length > last) {
+        r.variables['gateway_body_' + last] = Buffer.concat(asked.parts.slice(last));
+    }
     r.internalRedirect('@pinned');
-}
-
-// The body without the members that were cut out. A variable of nginx is a copy; this one is made once, when it is sent.
-function body(r) {
-    return pin.without(r.requestBuffer, JSON.parse(r.variables.gateway_cuts));
 }
 
 // GET only, the answer as the server gives it: /api/version, one model of /v1/models/.
@@ -176,4 +181,4 @@ async function healthz(r) {
     r.return(status === 'ok' ? 200 : 503, JSON.stringify({status: status, config: policy.config}) + '\n');
 }
 
-export default {token: token, bearer: bearer, infer: infer, body: body, read: read, list: list, healthz: healthz};
+export default {token: token, bearer: bearer, infer: infer, read: read, list: list, healthz: healthz};

@@ -110,7 +110,7 @@ def repositories(tmp_path_factory):
     if not all(map(shutil.which, ("dpkg-deb", "gpg", "gcc"))):
         pytest.skip("no dpkg-deb, gpg or gcc")
     cache = tmp_path_factory.mktemp("c")
-    code = "import sys; sys.path.insert(0, sys.argv[1]); from labkit import driver_repo; print(driver_repo.build()); print(driver_repo.fingerprint())"
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from kit import driver_repo; print(driver_repo.build()); print(driver_repo.fingerprint())"
     done = subprocess.run(
         [sys.executable, "-B", "-c", code, str(REPO / "lab")],
         capture_output=True,

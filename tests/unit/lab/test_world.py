@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,8 +19,8 @@ if not LAB.is_dir():
     pytest.skip("the lab is not part of the built collection", allow_module_level=True)
 sys.path.insert(0, str(LAB))
 
-from labkit import fleet, image, world  # noqa: E402
-from labkit.shell import LabError  # noqa: E402
+from kit import engine, hosts, image, world  # noqa: E402
+from kit.shell import LabError  # noqa: E402
 
 A = "http://one.example/debian/"
 S = "http://two.example/debian-security/"
@@ -179,40 +178,55 @@ def test_a_suite_younger_than_debootstrap_gets_its_distributions_script(tmp_path
         image.debootstrap_words("ubuntu", "noble", [], tmp_path)
 
 
-def official(monkeypatch, os_release):
-    """Let the engine have one image with this os-release, and nothing else to say."""
+class Official:
+    """An engine that has every image, and containers of it that print this os-release."""
 
-    def engine(*words, **settings):
-        if words[0] == "run":
-            return subprocess.CompletedProcess(words, 0, os_release, "")
-        raise AssertionError(f"unexpected: {words}")
+    def __init__(self, os_release):
+        self.containers, self.os_release = self, os_release
 
-    monkeypatch.setattr(image, "exists", lambda tag: True)
-    monkeypatch.setattr(image, "docker", engine)
+    def run(self, _image, command, **_settings):
+        assert command == ["cat", "/etc/os-release"]
+        return self.os_release.encode()
 
 
 def test_an_image_of_another_system_is_refused(monkeypatch):
     """What a prefix leads to is looked at, not believed."""
-    official(monkeypatch, 'ID=debian\nVERSION_ID="13"\n')
+    monkeypatch.setattr(engine, "image", lambda tag: tag)
+    monkeypatch.setattr(engine, "client", lambda: Official('ID=debian\nVERSION_ID="13"\n'))
     with pytest.raises(LabError, match=r'VERSION_ID="13".*debian12 was wanted'):
         image._base_from_registry("debian12", [])
 
 
 def test_cgroup_v1_is_offered_only_to_a_systemd_that_takes_it():
     """256 and 257 want a word for it, 258 and later have it no more."""
-    init = "/usr/local/lib/lab/init"
-    assert fleet._cgroup_words(1, "debian12")[1] == [init]
-    assert fleet._cgroup_words(1, "ubuntu2404")[1] == [init]
-    assert fleet._cgroup_words(1, "debian13")[1] == [init, "SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1"]
+    assert cgroup_settings(1, "debian12")[1] == [hosts.INIT]
+    assert cgroup_settings(1, "ubuntu2404")[1] == [hosts.INIT]
+    assert cgroup_settings(1, "debian13")[1] == [hosts.INIT, "SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1"]
     with pytest.raises(LabError, match="cgroup v2"):
-        fleet._cgroup_words(1, "ubuntu2604")
-    assert fleet._cgroup_words(2, "ubuntu2604") == (["--cgroupns", "private"], [init])
+        cgroup_settings(1, "ubuntu2604")
+    assert cgroup_settings(2, "ubuntu2604") == ({"cgroupns": "private"}, [hosts.INIT])
+
+
+def cgroup_settings(machine, image_name, wanted=None):
+    return hosts.cgroup_settings(machine, {"image": image_name, "cgroup": wanted})
 
 
 def test_a_host_may_have_cgroup_v2_where_the_machine_has_v1():
     """On a machine with v2 it is a host like any other."""
-    assert fleet._cgroup_words(1, "ubuntu2604", 2) == ([], ["/usr/local/lib/lab/init-v2"])
-    assert fleet._cgroup_words(2, "debian13", 2) == fleet._cgroup_words(2, "debian13")
+    assert cgroup_settings(1, "ubuntu2604", 2) == ({}, ["/usr/local/lib/lab/init-v2"])
+    assert cgroup_settings(2, "debian13", 2) == cgroup_settings(2, "debian13")
+
+
+def test_a_container_is_made_of_the_hosts_data(monkeypatch, tmp_path):
+    """Nothing of it is privileged; only a host that may reboot comes back by itself."""
+    monkeypatch.setenv("GPUFLEET_CACHE", str(tmp_path))
+    (plain, bare) = hosts.check([{"name": "a", "tmpfs": {"/x": "size=1m"}}, {"name": "b", "image": "debian13", "bare": True}])
+    settings, command = hosts.container_settings("l", plain, 1)
+    assert (settings["name"], settings["hostname"], command) == ("gpufleet-l-a", "a", [hosts.INIT])
+    assert settings["tmpfs"] == {"/run": "", "/run/lock": "", "/tmp": "exec", "/x": "size=1m"}
+    assert settings["volumes"][0] == "/sys/fs/cgroup/systemd:/sys/fs/cgroup/systemd:rw" and len(settings["volumes"]) == 3
+    assert not {"privileged", "restart_policy"} & set(settings)
+    assert hosts.container_settings("l", bare, 2)[0]["restart_policy"] == {"Name": "unless-stopped"}
 
 
 def test_the_scenario_leaves_open_webui_out_where_its_python_is_missing():
@@ -278,7 +292,7 @@ def test_a_bundle_is_split_into_certificates():
 
 
 @pytest.mark.parametrize(
-    ("hosts", "said"),
+    ("asked", "said"),
     [
         ([{"name": "a", "colour": "red"}], "unknown keys colour"),
         ([{"name": "A b"}], "cannot be a host"),
@@ -288,17 +302,17 @@ def test_a_bundle_is_split_into_certificates():
         ([{"name": "a"}, {"name": "a"}], "same name"),
     ],
 )
-def test_a_host_that_is_not_understood_is_refused(hosts, said):
+def test_a_host_that_is_not_understood_is_refused(asked, said):
     """Before anything is started."""
     with pytest.raises(LabError, match=said):
-        fleet.check_hosts(hosts)
+        hosts.check(asked)
 
 
 def test_hosts_get_their_defaults():
     """null counts as not said: Molecule's inventory hands it on."""
-    (host,) = fleet.check_hosts([{"name": "a", "image": None, "card": None}])
-    assert host == {"name": "a", "image": "debian12", "card": None, "tmpfs": {}, "front": None, "cgroup": None}
-    assert fleet.parse_host("a:debian13:small.json") == {"name": "a", "image": "debian13", "card": "small.json"}
+    (host,) = hosts.check([{"name": "a", "image": None, "card": None}])
+    assert host == {"name": "a", "image": "debian12", "card": None, "tmpfs": {}, "front": None, "cgroup": None, "bare": None}
+    assert hosts.parse("a:debian13:small.json") == {"name": "a", "image": "debian13", "card": "small.json"}
 
 
 def test_an_archive_is_the_same_whenever_it_is_made():

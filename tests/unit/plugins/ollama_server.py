@@ -19,7 +19,6 @@ import pathlib
 import re
 import socket
 import subprocess
-import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,7 +26,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 REPO = pathlib.Path(__file__).resolve().parents[3]
-STANDIN = REPO / "lab" / "services" / "ollama_standin.py"
+MIRROR = REPO / "lab" / "services" / "make_mirror.py"
 SHAPES = REPO / "lab" / "real" / "shapes.py"
 MEDIA = "application/vnd.ollama.image."
 
@@ -38,14 +37,28 @@ def free_port():
         return probe.getsockname()[1]
 
 
+def _loaded(path):
+    """The module of a file of the lab."""
+    if not path.exists():
+        pytest.skip("the lab (lab) is not in this copy of the collection")
+    specification = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def standin(folder):
+    """The command of the lab's stand-in, unpacked in that folder."""
+    mirror = _loaded(MIRROR)
+    return mirror.unpack_standin(folder, mirror.STANDIN_VERSIONS[0])
+
+
 @contextlib.contextmanager
 def ollama(folder, environment=None):
     """The URL of a server whose home is `folder`; it is ended with SIGTERM."""
     port = free_port()
     real = os.environ.get("GPUFLEET_TEST_OLLAMA")
-    if not real and not STANDIN.exists():
-        pytest.skip("the lab (lab) is not in this copy of the collection")
-    command = [real, "serve"] if real else [sys.executable, str(STANDIN), "serve"]
+    command = [real or str(standin(folder / "standin")), "serve"]
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("OLLAMA_", "LLAMA_ARG_"))}
     own = {"HOME": str(folder), "OLLAMA_HOST": f"127.0.0.1:{port}", "OLLAMA_NO_CLOUD": "1", "OLLAMA_CONTEXT_LENGTH": "4096"}
     with open(folder / "server.log", "wb") as log:
@@ -70,11 +83,7 @@ def wait_for_port(port, process, seconds=30):
 
 def tiny_gguf(path, salt=""):
     """A model of two layers as a GGUF file; another `salt` is another file."""
-    if not SHAPES.exists():
-        pytest.skip("the lab (lab) is not in this copy of the collection")
-    specification = importlib.util.spec_from_file_location("shapes", SHAPES)
-    shapes = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(shapes)
+    shapes = _loaded(SHAPES)
     shapes.write_tiny(str(path))
     if salt:
         raw = bytearray(path.read_bytes())

@@ -35,9 +35,7 @@ RENDERING = ("cuda", "ollama", "open_webui", "vram_guard")
 LOOK = {"systemd": 257, "architecture": "x86_64", "gpus": [{"uuid": "GPU-4d1c9a3e-0000"}], "driver": {"distribution": {"id": "debian"}}}
 KNOWN = {
     "ansible_managed": "Managed",
-    "__cuda_state": LOOK,
-    "__ollama_look": LOOK,
-    "__open_webui_look": LOOK,
+    **{f"__{role}_{word}": LOOK for role in RENDERING for word in ("look", "state")},
     "__open_webui_mirrors": {"stdout_lines": ["http://deb.debian.org/debian/ trixie", "http://deb.debian.org/debian/ trixie-updates"]},
     "__open_webui_pin_models": ["qwen3-14b-4090"],
     "open_webui_python_release": "bookworm",

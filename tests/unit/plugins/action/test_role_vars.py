@@ -40,7 +40,7 @@ def test_variables_of_a_longer_role_name_are_left_to_it():
 
 
 def test_a_fact_that_the_role_publishes_is_no_setting():
-    assert run("ollama", {"ollama_found_server": 1, "ollama_foundserver": 1})["unknown"] == ["ollama_foundserver"]
+    assert run("ollama", {"ollama_found_server": 1, "ollama_owned": {}, "ollama_foundserver": 1})["unknown"] == ["ollama_foundserver"]
 
 
 def test_a_role_that_is_not_there():

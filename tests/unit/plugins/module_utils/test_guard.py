@@ -145,6 +145,15 @@ def test_replacing_a_file_leaves_no_half_and_follows_no_link(tmp_path):
     assert not (tmp_path / "state.json.new").exists()
 
 
+def test_nobody_waits_for_who_puts_a_pipe_in_a_files_place(tmp_path):
+    os.mkfifo(tmp_path / "state.json")
+    signal.alarm(10)
+    try:
+        assert state.read(str(tmp_path / "state.json")) == ""
+    finally:
+        signal.alarm(0)
+
+
 def test_on_a_full_disk_the_old_file_stays_whole(tmp_path, monkeypatch):
     path = tmp_path / "state.json"
     files.write_text(str(path), "as it was")

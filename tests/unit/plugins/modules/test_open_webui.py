@@ -404,6 +404,8 @@ def test_venv_says_what_it_would_build_and_refuses_other_pythons(call, tmp_path)
     assert refused["failed"] and "install the package python3-venv" in refused["msg"]
     other = call(open_webui_venv, check=True, python=str(fake), installer="/usr/bin/true", **options)
     assert other["ensurepip"], "pip runs with the installer's interpreter"
+    index = call(open_webui_venv, check=True, python=str(fake), index_url="https://me:v4lue@index.example/simple", **options)
+    assert index["invocation"]["module_args"]["version"] == "0.12.4" and "v4lue" not in json.dumps(index), "an index may need an account"
     fake.write_text("#!/bin/sh\necho 3 13\n")
     assert "is Python 3.13; Open WebUI needs 3.11 or 3.12" in call(open_webui_venv, check=True, python=str(fake), **options)["msg"]
 

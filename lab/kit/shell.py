@@ -74,11 +74,6 @@ def run(command, stdin=None, log=None, check=True, env=None):
     return done
 
 
-def docker(*words, **settings):
-    """Run one docker command."""
-    return run(["docker", *words], **settings)
-
-
 def wait_for(what, look, seconds, pause=0.3):
     """Call look() until it returns something true; return that. LabError after so many seconds."""
     end = time.monotonic() + seconds

@@ -13,7 +13,8 @@ from __future__ import annotations
 import os
 import subprocess
 
-from . import fleet
+from . import state
+from .hosts import container
 from .shell import LAB, LabError, cache, say
 
 FOLDER = LAB / "faults"
@@ -30,7 +31,7 @@ def catalogue():
 
 
 def _call(lab, host, fault, words):
-    known = fleet.state(lab)
+    known = state.state(lab)
     if known is None:
         raise LabError(f"There is no lab {lab}; `lab status` lists what there is.")
     if host not in known["hosts"]:
@@ -41,8 +42,8 @@ def _call(lab, host, fault, words):
         os.environ,
         LAB_NAME=lab,
         LAB_HOST=host,
-        LAB_CONTAINER=fleet.container(lab, host),
-        LAB_MIRROR=fleet.container(lab, "mirror"),
+        LAB_CONTAINER=container(lab, host),
+        LAB_MIRROR=container(lab, "mirror"),
         LAB_SERVER=known["server"],
         LAB_CACHE=str(cache()),
     )
@@ -54,17 +55,17 @@ def _call(lab, host, fault, words):
 def inject(lab, fault, host, words):
     """Break something on a host, and remember it."""
     _call(lab, host, fault, ["inject", *words])
-    fleet.note_fault(lab, [host, fault, *words])
+    state.note_fault(lab, [host, fault, *words])
     say(f"{fault} on {host}: `lab heal --lab {lab} {host}` undoes it")
 
 
 def heal(lab, host, fault=None):
     """Undo one fault, or every one that was injected on a host."""
-    known = fleet.state(lab) or {"faults": []}
+    known = state.state(lab) or {"faults": []}
     injected = [one[1] for one in known["faults"] if one[0] == host]
     for one in [fault] if fault else reversed(injected):
         _call(lab, host, one, ["heal"])
-        fleet.forget_fault(lab, host, one)
+        state.forget_fault(lab, host, one)
         say(f"{one} on {host}: healed")
     if not fault and not injected:
         say(f"Nothing was injected on {host}")

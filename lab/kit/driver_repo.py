@@ -266,7 +266,7 @@ def build():
             raise LabError(f"The command {command} is not on this machine; the lab's driver packages need it. Install dpkg and gnupg.")
     home = key_home()
     recipe = hashlib.sha256(f"{fingerprint()} {hardware.library().parent.name}".encode())
-    recipe.update((LAB / "labkit" / "driver_repo.py").read_bytes())
+    recipe.update((LAB / "kit" / "driver_repo.py").read_bytes())
     target = cache("packages", recipe.hexdigest()[:16])
     if target.exists():
         return target

@@ -8,7 +8,9 @@ from __future__ import annotations
 import urllib.request
 
 from . import fleet
+from .hosts import container
 from .shell import LabError, say
+from .state import state
 
 NAME = "demo"
 HOST = "demo"
@@ -38,16 +40,16 @@ def closing():
         ) from fault
     if "Open WebUI" not in page:
         raise LabError(f"{where} answers, but not with Open WebUI's page: {page[:200]!r}")
-    served = fleet.state(NAME)["server"]
+    served = state(NAME)["server"]
     say(f"Open WebUI: {where} (as after `ssh -L`: on the host it listens on loopback only)")
     say(
         "Ollama is "
         + ("the real server, computing on a simulated card" if served == "real" else "the lab's stand-in: it shows the way, its answers are canned")
     )
-    say(f"A shell on the host: docker exec -it {fleet.container(NAME, HOST)} bash. `make demo-down` takes all of it away.")
+    say(f"A shell on the host: docker exec -it {container(NAME, HOST)} bash. `make demo-down` removes all of it.")
 
 
 def down():
-    """Take the demo's lab away and say what stays."""
+    """Remove the demo's lab and say what stays."""
     fleet.down(NAME)
     say("Kept for the next run: images, downloads and the mirror's files. `lab/lab clean` removes them too.")

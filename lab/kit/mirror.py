@@ -10,8 +10,8 @@ import os
 import subprocess
 import sys
 
-from . import ca
-from .shell import LAB, LabError, docker, run, say, wait_for
+from . import ca, engine
+from .shell import LAB, LabError, run, say, wait_for
 
 SERVICES = LAB / "services"
 GRADES = ("real", "standin")
@@ -52,55 +52,33 @@ def start(name, network, tag, root):
     certificate, key = ca.certificate()
     program = (SERVICES / "serve.py").read_bytes() + certificate.read_bytes() + tag.encode()
     recipe = hashlib.sha256(program).hexdigest()[:12]
-    said = docker("inspect", "--format", '{{.State.Running}} {{index .Config.Labels "gpufleet.recipe"}}', box, check=False)
-    if said.returncode == 0 and said.stdout.split() == ["true", recipe]:
+    found = engine.find(box)
+    if found and found.status == "running" and found.labels.get("gpufleet.recipe") == recipe:
         return
-    if said.returncode == 0:
-        docker("rm", "--force", "--volumes", box)
-    docker(
-        "run",
-        "--detach",
-        "--init",
-        "--name",
-        box,
-        "--hostname",
-        "mirror",
-        "--label",
-        f"gpufleet.lab={name}",
-        "--label",
-        f"gpufleet.recipe={recipe}",
-        "--network",
-        network,
-        *(word for alias in ca.NAMES for word in ("--network-alias", alias)),
-        "--volume",
-        f"{SERVICES}:/srv/services:ro",
-        "--volume",
-        f"{root}:/srv/mirror",
-        "--volume",
-        f"{certificate}:/etc/lab/mirror.crt:ro",
-        "--volume",
-        f"{key}:/etc/lab/mirror.key:ro",
+    engine.remove(box)
+    command = "python3 /srv/services/serve.py --root /srv/mirror --cert /etc/lab/mirror.crt --key /etc/lab/mirror.key"
+    made = engine.client().containers.create(
         tag,
-        "python3",
-        "/srv/services/serve.py",
-        "--root",
-        "/srv/mirror",
-        "--cert",
-        "/etc/lab/mirror.crt",
-        "--key",
-        "/etc/lab/mirror.key",
-        "--port",
-        "443",
-        "--http-port",
-        "80",
-    )
+        f"{command} --port 443 --http-port 80".split(),
+        name=box,
+        hostname="mirror",
+        init=True,
+        labels={engine.LABEL: name, "gpufleet.recipe": recipe},
+        network=network,
+        networking_config={network: engine.client().api.create_endpoint_config(aliases=list(ca.NAMES))},
+        volumes=[
+            f"{SERVICES}:/srv/services:ro", f"{root}:/srv/mirror",
+            f"{certificate}:/etc/lab/mirror.crt:ro", f"{key}:/etc/lab/mirror.key:ro",
+        ],
+    )  # fmt: skip
+    made.start()
 
     def look():
-        state = docker("inspect", "--format", "{{.State.Running}}", box, check=False).stdout.strip()
-        if state != "true":
-            raise LabError(f"The mirror ended at once:\n{docker('logs', box, check=False).stdout}{docker('logs', box, check=False).stderr}")
+        made.reload()
+        if made.status != "running":
+            raise LabError(f"The mirror ended at once:\n{made.logs().decode(errors='replace')}")
         probe = "import socket; socket.create_connection(('127.0.0.1', 443), 2).close()"
-        return docker("exec", box, "python3", "-c", probe, check=False).returncode == 0
+        return engine.execute(box, "python3", "-c", probe, check=False).code == 0
 
     wait_for("The mirror answering on port 443", look, 20)
     say(f"The mirror answers for {', '.join(ca.NAMES)} in lab {name}")

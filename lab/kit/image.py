@@ -14,7 +14,7 @@ import tarfile
 import tempfile
 
 from . import ca, engine, world
-from .shell import LabError, as_root, cache, docker, run, say, step
+from .shell import LabError, as_root, cache, run, say, step
 
 BASE = "gpufleet-lab-base"
 READY = "gpufleet-lab"
@@ -111,11 +111,6 @@ def _digest(thing):
     return hashlib.sha256(json.dumps(thing, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def exists(tag):
-    """Return whether the engine has this image."""
-    return docker("image", "inspect", "--format", "{{.Id}}", tag, check=False).returncode == 0
-
-
 def base(name, sources):
     """Return the tag of a platform's bare image, made if the engine does not have it."""
     if world.way_to_base(sources) == "registry":
@@ -126,34 +121,40 @@ def base(name, sources):
 def _base_from_registry(name, sources):
     """Return the tag of a bare image that is an official one made complete by APT."""
     official = world.base_image(name)
-    if not exists(official):
+    if not engine.image(official):
         with step(f"Pulling {official}", "10-60 s"):
-            docker("pull", "--quiet", official)
-    read = docker("run", "--rm", "--label", "gpufleet.lab=image", official, "cat", "/etc/os-release", check=False).stdout
+            engine.client().images.pull(official)
+    labels = {engine.LABEL: "image"}
+    read = engine.client().containers.run(official, ["cat", "/etc/os-release"], remove=True, labels=labels).decode()
     if world.platform_of(read) != name:
         said = ", ".join(line for line in read.splitlines() if line.startswith(("ID=", "VERSION_ID="))) or "no os-release"
         raise LabError(f"The image {official} has {said}; {name} was wanted. Correct LAB_BASE_PREFIX, or remove that image and let the lab pull it.")
-    identity = docker("image", "inspect", "--format", "{{.Id}}", official).stdout.strip()
+    identity = engine.image(official).id
     laid = _apt_files(name, sources, "/etc/apt/lab.list")
     environment = world.proxies(ca.NAMES)
     script = PREPARE % {"include": " ".join(INCLUDE)}
     tag = f"{BASE}:{name}-{_digest([identity, script, _plain(laid), environment])}"
-    if exists(tag):
+    if engine.image(tag):
         return tag
     log = cache("log", f"base-{name}.log")
     if log.exists():
         log.unlink()
     with step(f"Making {official} a server: systemd, Python and what else a bare one has", "30-90 s"):
-        words = [word for key, value in sorted(environment.items()) for word in ("--env", f"{key}={value}")]
-        made = docker("run", "--detach", "--label", "gpufleet.lab=image", *words, official, "sleep", "1800").stdout.strip()
-        try:
-            if laid:
-                docker("exec", "-i", made, "tar", "-C", "/", "-x", "--no-same-owner", stdin=archive(laid))
-            docker("exec", made, "sh", "-c", script, log=log)
-            docker("commit", "--change", 'CMD ["/sbin/init"]', made, tag)
-        finally:
-            docker("rm", "--force", made)
+        _commit(official, laid, script, environment, tag, ['CMD ["/sbin/init"]'], log)
     return tag
+
+
+def _commit(source, files, script, environment, tag, changes, log=None):
+    """Make an image of another one: files put into a container of it, a script run there, and the result kept as the tag."""
+    made = engine.client().containers.run(source, ["sleep", "1800"], detach=True, labels={engine.LABEL: "image"}, environment=environment)
+    try:
+        if files:
+            made.put_archive("/", archive(files))
+        engine.execute(made.name, "sh", "-c", script, log=log)
+        repository, _colon, version = tag.partition(":")
+        made.commit(repository, version, changes=changes)
+    finally:
+        made.remove(force=True)
 
 
 def _base_from_debootstrap(name, sources):
@@ -161,7 +162,7 @@ def _base_from_debootstrap(name, sources):
     suite, distribution = world.PLATFORMS[name]["suite"], world.PLATFORMS[name]["distribution"]
     recipe = {"suite": suite, "include": INCLUDE, "mirror": sources[0][0] if sources else None, "version": 1}
     tag = f"{BASE}:{suite}-{_digest(recipe)}"
-    if exists(tag):
+    if engine.image(tag):
         return tag
     keyring = os.environ.get(f"LAB_{distribution.upper()}_KEYRING") or KEYRINGS[distribution]
     if not os.path.exists(keyring):
@@ -182,32 +183,13 @@ def _base_from_debootstrap(name, sources):
             run(as_root(words), log=log)
         with step(f"Importing it as {tag}", "10 s"):
             # /dev is the container's own; .deb files and lists are fetched again where they are needed.
-            tar = subprocess.Popen(
-                as_root(
-                    [
-                        "tar",
-                        "-C",
-                        target,
-                        "--numeric-owner",
-                        "--exclude=./var/cache/apt/archives/*.deb",
-                        "--exclude=./dev/*",
-                        "-c",
-                        ".",
-                    ]
-                ),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-            )
-            done = subprocess.run(
-                ["docker", "import", "--change", 'CMD ["/sbin/init"]', "-", tag],
-                stdin=tar.stdout,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
+            words = ["tar", "-C", target, "--numeric-owner", "--exclude=./var/cache/apt/archives/*.deb", "--exclude=./dev/*", "-c", "."]
+            tar = subprocess.Popen(as_root(words), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+            repository, _colon, version = tag.partition(":")
+            engine.client().api.import_image_from_stream(tar.stdout, repository, version, ['CMD ["/sbin/init"]'])
             tar.stdout.close()
-            if tar.wait() != 0 or done.returncode != 0:
-                raise LabError(f"docker import of {suite} failed: {done.stderr.strip()}")
+            if tar.wait() != 0 or not engine.image(tag):
+                raise LabError(f"The import of {suite} failed: tar ended with {tar.returncode}.")
     finally:
         run(as_root(["rm", "-rf", "--one-file-system", target]))
     return tag
@@ -291,21 +273,14 @@ def build(name):
     if way == "registry":
         recipe["official"] = world.base_image(name)
     tag = f"{READY}:{name}-{_digest(recipe)}"
-    if exists(tag):
+    if engine.image(tag):
         return tag
     if not sources:
         say(f"This machine has no APT source for {name}: " + ("the image's own serve" if way == "registry" else "debootstrap's own default serves"))
     bare = base(name, sources)
     with step(f"Giving {name} this machine's certificates, APT sources and pip configuration", "10-20 s"):
-        words = [word for key, value in sorted(environment.items()) for word in ("--env", f"{key}={value}")]
-        made = docker("run", "--detach", "--label", "gpufleet.lab=image", *words, bare, "sleep", "600").stdout.strip()
-        try:
-            docker("exec", "-i", made, "tar", "-C", "/", "-x", "--no-same-owner", stdin=archive(laid))
-            docker("exec", made, "sh", "-c", finish)
-            changes = [word for key, value in sorted(environment.items()) for word in ("--change", f"ENV {key}={value}")]
-            changes += ["--change", "ENV container=docker", "--change", 'CMD ["/usr/local/lib/lab/init"]']
-            docker("commit", *changes, made, tag)
-        finally:
-            docker("rm", "--force", made)
+        changes = [f"ENV {key}={value}" for key, value in sorted(environment.items())]
+        changes += ["ENV container=docker", 'CMD ["/usr/local/lib/lab/init"]']
+        _commit(bare, laid, finish, environment, tag, changes)
     say(f"Image {tag} is ready (engine {engine.facts()['version']})")
     return tag

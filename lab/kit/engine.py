@@ -5,14 +5,22 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
 import signal
 import subprocess
 import time
+from typing import NamedTuple
+
+import docker
+from docker.errors import DockerException, ImageNotFound, NotFound
 
 from .shell import LabError, as_root, cache, run, say, step, wait_for
+
+LABEL = "gpufleet.lab"
+"""Whose containers and networks are ours: the lab's name, `image` for what only builds one."""
 
 PACKAGES = {
     "docker": "docker.io",
@@ -61,24 +69,90 @@ def install():
         run(as_root(["apt-get", "install", "-q", "-y", "--no-install-recommends", *packages]), log=log, env=env)
 
 
+@functools.lru_cache(maxsize=1)
+def client():
+    """Return the engine's client; no limit of time, for builds take minutes."""
+    return docker.from_env(timeout=None)
+
+
 def answers():
     """Return whether a Docker engine answers."""
-    if not _which("docker"):
+    try:
+        return client().ping()
+    except DockerException:
+        client.cache_clear()
         return False
-    return run(["docker", "version", "--format", "{{.Server.Version}}"], check=False).returncode == 0
 
 
 def facts():
     """Return {"version", "cgroup": 1 or 2, "root": its data folder} of the engine that answers."""
-    said = run(["docker", "info", "--format", "{{json .}}"], check=False)
-    if said.returncode != 0:
+    if not answers():
         raise LabError("No Docker engine answers. Start one, or let `lab engine up` do it.")
-    info = json.loads(said.stdout)
-    return {
-        "version": info.get("ServerVersion"),
-        "cgroup": int(info.get("CgroupVersion") or 1),
-        "root": info.get("DockerRootDir"),
-    }
+    info = client().info()
+    return {"version": info.get("ServerVersion"), "cgroup": int(info.get("CgroupVersion") or 1), "root": info.get("DockerRootDir")}
+
+
+def find(box):
+    """Return a container by its name, None if there is none."""
+    try:
+        return client().containers.get(box)
+    except NotFound:
+        return None
+
+
+def runs(box):
+    """Return whether a container is there and runs."""
+    found = find(box)
+    return found is not None and found.status == "running"
+
+
+def image(tag):
+    """Return an image by its tag, None if the engine does not have it."""
+    try:
+        return client().images.get(tag)
+    except ImageNotFound:
+        return None
+
+
+def containers(lab=None):
+    """Return the containers of one lab; of all of them without a name."""
+    return client().containers.list(all=True, filters={"label": f"{LABEL}={lab}" if lab else LABEL})
+
+
+class Answer(NamedTuple):
+    """What a command in a container ended with and said, standard output and standard error."""
+
+    code: int
+    out: str
+    err: str
+
+
+def execute(box, *words, check=True, log=None):
+    """Run a command in a container; LabError where it fails and check is on.
+
+    log: a file that gets the output as it comes, both kinds; the answer then has none.
+    """
+    api = client().api
+    run_id = api.exec_create(box, [str(word) for word in words])["Id"]
+    if log:
+        with open(log, "ab") as sink:
+            for piece in api.exec_start(run_id, stream=True):
+                sink.write(piece)
+                sink.flush()
+        out, err = b"", b"\n".join(log.read_bytes().splitlines()[-15:]) + f"\n(all of it: {log})".encode()
+    else:
+        out, err = api.exec_start(run_id, demux=True)
+    answer = Answer(api.exec_inspect(run_id)["ExitCode"], *(text.decode(errors="replace") if text else "" for text in (out, err)))
+    if check and answer.code:
+        raise LabError(f"`{' '.join(map(str, words))[:300]}` in {box} ended with {answer.code}:\n{answer.out}{answer.err}".strip())
+    return answer
+
+
+def remove(box):
+    """Remove a container with its anonymous volumes, if it is there."""
+    found = find(box)
+    if found:
+        found.remove(force=True, v=True)
 
 
 def _record():

@@ -12,8 +12,8 @@ import subprocess
 import sys
 import tempfile
 
-from . import image
-from .shell import LAB, LabError, cache, docker, run, say
+from . import engine, image
+from .shell import LAB, LabError, cache, run, say
 
 NVML = LAB / "nvml"
 LIBRARY = "/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1"
@@ -134,20 +134,8 @@ def library(version=None):
         else:
             say(f"Compiling the NVML simulator in a Debian 12 container: this machine's C library {libc[0]}.{libc[1]} is newer than a host's (60 s)")
             script = "apt-get update -q && apt-get install -q -y --no-install-recommends gcc libc6-dev && sh /nvml/build.sh /out " + (version or "")
-            docker(
-                "run",
-                "--rm",
-                "--label",
-                "gpufleet.lab=image",
-                "--volume",
-                f"{NVML}:/nvml:ro",
-                "--volume",
-                f"{work}:/out",
-                image.build("debian12"),
-                "sh",
-                "-c",
-                script,
-            )
+            volumes = [f"{NVML}:/nvml:ro", f"{work}:/out"]
+            engine.client().containers.run(image.build("debian12"), ["sh", "-c", script], remove=True, labels={engine.LABEL: "image"}, volumes=volumes)
         built.mkdir(exist_ok=True)
         os.replace(os.path.join(work, "libnvidia-ml.so.1"), target)
     return target
