@@ -12,7 +12,7 @@ from ..._gpu.memory import CUDA_CONTEXT_MIB
 HOUR = 3600.0
 DAY = 24 * HOUR
 
-DEFAULTS = {
+DEFAULTS: dict = {
     "interval_s": 15,
     "debounce": 4,  # samples in a row
     "growth_mib": 1024,  # beyond what plan, server and baseline explain
@@ -25,7 +25,7 @@ DEFAULTS = {
     "leak_mib_per_hour": 50,
     "leak_window_s": 900,
     "context_mib": CUDA_CONTEXT_MIB,
-    "scratch_bytes_per_token": 4096,  # f16 scratch of a quantised KV cache, measured on Qwen3-14B
+    "scratch_bytes_per_token": 4096,  # f16 scratch of a quantized KV cache, measured on Qwen3-14B
     "load_grace_s": 300,  # OLLAMA_LOAD_TIMEOUT
     "unload_grace_s": 10,  # Ollama waits up to 5 s for the memory of a runner that it ended
     "stuck_s": 1800,
@@ -46,7 +46,7 @@ ACTIONS = ("unload", "end", "restart", "fence")
 # In the order in which they are considered: the first that may act, acts. `ladder` is what is tried, one rung after
 # the other, while the signal stays; () is only reported.
 # `means` is the sentence for people; `why_not` says what the rule deliberately does not do.
-RULES = {
+RULES: dict[str, dict] = {
     "driver": {
         "ladder": (),
         "means": "NVML cannot be used: no driver, no library, a mismatch of the two, or no permission",
