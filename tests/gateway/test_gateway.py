@@ -14,7 +14,7 @@ import threading
 import time
 
 import pytest
-from conftest import ROLE, Gateway
+from conftest import ROLE, Gateway, environment
 
 BODY = json.dumps({"model": "qwen3", "messages": [], "options": {"num_ctx": 1234, "top_k": 3}, "keep_alive": 0}).encode()
 

@@ -81,6 +81,7 @@ RIGHT = {
     **{name: [] if "networks" in name or name == "gateway_upstreams" else None for name, _valid, _wanted in gateway_settings.RULES},
     **{name: 9000 for name, _valid, _wanted in gateway_settings.RULES if name.endswith(("_s", "_days", "_minute", "burst", "streams"))},
     "gateway_names": ["a.example"],
+    "gateway_upstreams": [],
     "gateway_addresses": ["0.0.0.0"],
     "gateway_port": 443,
     "gateway_http_port": 80,
