@@ -40,11 +40,12 @@ class HttpError(Exception):
     `kind`: refused, unreachable (name, route, socket file), timeout, tls, cut (the answer ends too early), not_http,
     too_long, status (only of downloads: HTTP 400 and above), redirect (one that is not followed).
     `sent`: whether the request, or a part of it, may have reached a server. `status`: HTTP's, where there was one.
+    `reason`: the server's own words beside a status, in one line; "" where it has none.
     """
 
-    def __init__(self, kind: str, message: str, sent: bool = True, status: int | None = None):
+    def __init__(self, kind: str, message: str, sent: bool = True, status: int | None = None, reason: str = ""):
         super().__init__(message)
-        self.kind, self.sent, self.status = kind, sent, status
+        self.kind, self.sent, self.status, self.reason = kind, sent, status, reason
 
 
 # --- addresses -----------------------------------------------------------------------------------------------------
@@ -390,13 +391,35 @@ def opened(url: str, headers: dict[str, str] | None = None, what: str | None = N
     try:
         response = opener.open(urllib.request.Request(url, headers=fields), timeout=silence_s)
     except urllib.error.HTTPError as error:
-        error.close()
-        raise HttpError("status", f"{what}: the server answers HTTP {error.code}.", status=error.code) from error
+        raise _refused(error, what) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise _unreachable(what, reason if isinstance(reason, Exception) else error) from error
     with response:
         yield response
+
+
+def _refused(error: urllib.error.HTTPError, what: str) -> HttpError:
+    """The HttpError for a status of 400 and above, with the reason in the body."""
+    with error:
+        try:
+            reason = _reason(error.read(16384))
+        except (OSError, http.client.HTTPException, ValueError):
+            reason = ""
+    told = f"{what}: the server answers HTTP {error.code}"
+    told += f": {reason.rstrip('.')}." if reason else "."
+    return HttpError("status", told, status=error.code, reason=reason)
+
+
+def _reason(raw: bytes) -> str:
+    """The text of an error as registries and APIs send it: {errors: [{message}]}, {error}, {error: {message}}, {message}."""
+    try:
+        found = json.loads(raw)
+        found = found["errors"][0] if found.get("errors") else found.get("error") or found
+        found = found.get("message") if isinstance(found, dict) else found
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        return ""
+    return " ".join(found.split())[:200] if isinstance(found, str) else ""
 
 
 def _unreachable(what: str, reason: Exception) -> HttpError:

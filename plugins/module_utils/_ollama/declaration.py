@@ -190,12 +190,16 @@ def _source(name: str, sources: list[str], folder: str) -> dict[str, Any]:
 
 
 def _path(source: str, folder: str) -> str | None:
-    """The path that a FROM line names, None when it names a model."""
+    """The path that a FROM line names, None when it names a model.
+
+    Ollama's client takes a path that exists for a path. Here no file is read, so what has a tag is a name, such as
+    hf.co/user/repository:file.gguf; written with ./ it is a path.
+    """
     if source.startswith("~"):
         return os.path.expanduser(source)
     if source.startswith("/"):
         return source
-    if source.startswith(("./", "../")) or source.lower().endswith(".gguf"):
+    if source.startswith(("./", "../")) or (source.lower().endswith(".gguf") and not _is_tagged_name(source)):
         if not folder:
             raise ModelError(
                 f"'{source}' in the Modelfile is a relative path, and there is no folder for it to start from; write "
@@ -203,6 +207,14 @@ def _path(source: str, folder: str) -> str | None:
             )
         return os.path.normpath(os.path.join(folder, source))
     return None
+
+
+def _is_tagged_name(source: str) -> bool:
+    try:
+        names.parse_name(source)
+    except ValueError:
+        return False
+    return ":" in source.rpartition("/")[2]
 
 
 def name_of(value: Any, what: str) -> str:

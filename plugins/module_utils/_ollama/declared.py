@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
 from typing import Any
 
 from . import apply, declaration, load, names
@@ -71,9 +70,9 @@ class Entry:
 
     @property
     def file_name(self) -> str:
-        """Name of its Modelfile: the model's, without what a file name does not take."""
+        """Name of its Modelfile: the model's, with + for the slashes, which no model's name has."""
         short = self.name[: -len(":latest")] if self.name.endswith(":latest") else self.name
-        return re.sub(r"[^A-Za-z0-9_.-]", "-", short) + ".modelfile"
+        return short.replace("/", "+") + ".modelfile"
 
     @property
     def modelfile(self) -> str:

@@ -37,7 +37,7 @@ PARAMETERS: dict[str, tuple[str, float | None, float | None]] = {
     "seed": (INT, None, None),
     "stop": (TEXTS, None, None),
     "temperature": (FLOAT, 0, None),
-    "top_k": (INT, 0, None),
+    "top_k": (INT, -1, None),
     "top_p": (FLOAT, 0, 1),
     "typical_p": (FLOAT, 0, 1),
     "use_mmap": (BOOL, None, None),

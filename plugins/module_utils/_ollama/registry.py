@@ -56,7 +56,8 @@ def digest(name: str, insecure: bool = False, timeout_s: float = 10.0) -> str:
         if error.status is None:
             told = f"The registry {parts.host} cannot be asked about {parts.short}: {error}"
             raise OllamaError("unreachable", told) from error
-        told = f"The registry {parts.host} answers HTTP {error.status} for {parts.short}"
+        reason = f" ({error.reason.rstrip('.')})" if error.reason else ""
+        told = f"The registry {parts.host} answers HTTP {error.status}{reason} for {parts.short}"
         kind = "not_found" if error.status == 404 else "server"
         raise OllamaError(kind, f"{told}; check the model's name and tag.", error.status) from error
     if layers(raw) is None:

@@ -29,7 +29,7 @@ import subprocess
 import tempfile
 import time
 
-from .encode import write_header_file
+from .encode import write_header_files
 from .ggml import GgufError
 
 DEADLINE_S = 30.0
@@ -153,10 +153,8 @@ def run(engine, model, cards, num_batch, given=False):
     folder = tempfile.mkdtemp(prefix="gpufleet-plan-")
     try:
         path = model.get("gguf")
-        if not path:
-            path = os.path.join(folder, "header.gguf")
-            write_header_file(path, model["header"])
-            os.chmod(path, 0o644)
+        if not path or model["header"].get("parts"):
+            path = write_header_files(folder, model["header"])
         os.chmod(folder, 0o711)
         present = [variant for variant in VARIANTS if os.path.isdir(os.path.join(engine["folder"], variant))]
         answer = {"refused": "the engine found no GPU."}

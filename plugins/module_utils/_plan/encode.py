@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 
 from .ggml import TYPE_NUMBERS, GgufError, aligned, type_bytes
@@ -74,6 +75,16 @@ def header_file_bytes(header):
         embedding = [tensor["shape"] for tensor in header["tensors"] if tensor["name"] == "token_embd.weight"]
         keys.setdefault(f"{keys.get('general.architecture')}.vocab_size", embedding[0][-1] if embedding else 1)
     return encode(keys, header["tensors"])
+
+
+def write_header_files(folder, header):
+    """The header's file in a folder, or those of its parts, by the names that llama.cpp looks for; the first's path."""
+    parts = header.get("parts") or [header]
+    paths = [os.path.join(folder, f"header-{number:05}-of-{len(parts):05}.gguf") for number in range(1, len(parts) + 1)]
+    for path, part in zip(paths, parts):
+        write_header_file(path, part)
+        os.chmod(path, 0o644)
+    return paths[0]
 
 
 def write_header_file(path, header):

@@ -77,12 +77,18 @@ def alone(model, cards, budgets, build, dry_run):
     per_card, terms = _by_formula(model, cards, budgets, build)
     by_formula, engine, warnings = terms, f"b{build}", []
     dry = None
-    if dry_run is not None:
+    if dry_run is not None and not model["shape"]["incomplete"]:
         dry, warnings = _dry(model, [card for card in cards if card["index"] in per_card], terms["num_batch"], dry_run)
     if dry is not None:
         terms, engine = _with_dry_run(terms, dry), dry["engine"]
         per_card = _shares_of_dry_run(per_card, by_formula, dry)
         warnings += _disagreement(model, by_formula, dry)
+    elif model["shape"]["incomplete"]:
+        warnings.append(
+            f"Model {model['name']} cannot be planned, because only a part of it was read:"
+            f" {model['shape']['incomplete']}. That part takes {terms['total_mib']:,} MiB by formula. Name a file or"
+            " URL beside which all parts are."
+        )
     elif not terms["known"]:
         reasons = "; ".join(sorted(set(model["shape"]["unknown"].values())))
         warnings.append(

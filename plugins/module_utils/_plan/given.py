@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from . import split
 from .ggml import GgufError, aligned, possible, type_bytes
 from .header import MAX_TENSORS
 
@@ -19,10 +20,13 @@ def from_show(answer, name="the model"):
             f"The Ollama server says nothing of the tensors of {name}, so it cannot be planned from there; give ref, "
             "url or gguf."
         )
-    return from_metadata(
+    header = from_metadata(
         {**{key: value for key, value in keys.items() if value is not None}, "tensors": tensors},
         f"{name} (Ollama server)",
     )
+    if answer.get("projector_info") and not header.get("incomplete"):
+        return split.partial(header, "it has a projector, and the server does not say how large that is")
+    return header
 
 
 def from_metadata(metadata, source="given metadata"):
@@ -49,7 +53,7 @@ def from_metadata(metadata, source="given metadata"):
             file_bytes = int(file_bytes)
         except (TypeError, ValueError) as error:
             raise GgufError(f"{source}: file_bytes={str(file_bytes)[:40]} is no number of bytes.") from error
-    return {
+    header = {
         "source": source,
         "version": None,
         "keys": keys,
@@ -61,6 +65,7 @@ def from_metadata(metadata, source="given metadata"):
         "raw": None,
         "extra_bytes": {},
     }
+    return split.given(header)
 
 
 def _tensor(entry, source):

@@ -17,6 +17,8 @@ give one *header*::
       "bytes_read": int, "requests": int,
       "raw": bytes | None,             # the header itself, for write_header_file()
       "extra_bytes": {"projector": n, "adapter": n},   # other weights that a registry lists for the model
+      "incomplete": str,               # only where tensors are missing: why (_plan.split)
+      "parts": [header, …],            # only of a model in several files
     }
 
 A header from a stranger is hostile until read: every length is held against what may still come, so that time and

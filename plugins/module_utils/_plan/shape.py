@@ -85,6 +85,7 @@ def describe(header):
          "extra_bytes": n,                      # projector and adapters
          "query": n, "key_value": n,            # elements of one token's Q, and of its K
          "kv_heads": n,                         # the smallest of all layers, as Ollama's own estimate takes it
+         "incomplete": None | "why tensors are missing",
          "unknown": {"weights" | "kv" | "compute": "why the formula does not know this term"}}
 
     VramError where a key that every model has is missing or absurd.
@@ -114,6 +115,7 @@ def describe(header):
         "unknown": unknown,
         **_weights(header["tensors"], layers, unknown),
     }
+    shape["incomplete"] = _missing(header, shape)
     shape["cache"] = _cache(keys, layers, hidden, heads, unknown)
     rows = shape["cache"] or [{"k": 0, "head_k": 0}]
     shape["query"] = heads * max(row["head_k"] for row in rows)
@@ -124,6 +126,21 @@ def describe(header):
     if reason:
         unknown["compute"] = reason
     return shape
+
+
+def _missing(header, shape):
+    """Why tensors of a header are missing, also noted as unknown weights; None where none are known to be."""
+    incomplete = header.get("incomplete")
+    empty = [index for index, size in enumerate(shape["layer_bytes"]) if not size]
+    if not header["tensors"] and not incomplete:
+        raise VramError(
+            f"{header['source']} has no tensors, so it is a vocabulary or a configuration without a model. Name the"
+            " model's own GGUF."
+        )
+    if incomplete or empty:
+        reason = incomplete or f"layers {empty[0]} to {empty[-1]} have no tensors, so a part of it is missing"
+        shape["unknown"]["weights"] = reason
+    return incomplete
 
 
 class _Keys:

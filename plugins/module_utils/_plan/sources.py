@@ -16,6 +16,7 @@ import urllib.parse
 from .. import _http
 from .._ollama import names as ollama_names
 from .._ollama import registry as ollama_registry
+from . import split
 from .ggml import GgufError
 from .header import Reader, parse
 
@@ -24,7 +25,12 @@ SILENCE_S = 15.0
 
 
 def read_file(path):
-    """The header of a GGUF file."""
+    """The header of a model in a GGUF file, and in the parts beside it."""
+    return split.whole(read_one_file(path), str(path), read_one_file)
+
+
+def read_one_file(path):
+    """The header of a GGUF file, which may be a part of a model."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -47,6 +53,17 @@ def read_file(path):
         return parse(Reader(fetch, about.st_size, str(path)))
 
 
+def read_blobs(weights, adapters=()):
+    """The header of a model of an Ollama server, from its files; of *weights* those that are no part are projectors."""
+    headers = [read_one_file(path) for path in weights]
+    parts = [header for header in headers if split.place(header)[1] > 1] or headers[:1]
+    sizes = {
+        "projector": [header["file_bytes"] for header in headers if header not in parts],
+        "adapter": [read_one_file(path)["file_bytes"] for path in adapters],
+    }
+    return {**split.combined(parts), "extra_bytes": {kind: sum(found) for kind, found in sizes.items() if found}}
+
+
 # What to do about a status of a server that was asked for a file or a manifest.
 STATUS_ADVICE = {
     401: "it wants a login, which cannot be given here; download the file and name it as gguf.",
@@ -64,18 +81,24 @@ def _translated(what):
         if error.status is None:
             raise GgufError(str(error)) from error
         advice = STATUS_ADVICE.get(error.status, "try again, or download the file and name it as gguf.")
-        raise GgufError(f"{what}: the server answers HTTP {error.status}; {advice}") from error
+        reason = f" ({error.reason.rstrip('.')})" if error.reason else ""
+        raise GgufError(f"{what}: the server answers HTTP {error.status}{reason}; {advice}") from error
 
 
-def read_url(url, what=None, total=None, deadline_s=None):
-    """The header of a GGUF behind an HTTP(S) URL, by ranged reads; never the weights.
+def read_url(url, deadline_s=None):
+    """The header of a model in a GGUF behind an HTTP(S) URL, and in the parts beside it, by ranged reads.
 
-    total: the file's bytes where they are known beforehand (a registry says them): another size is an error.
+    All of it is read before the deadline, or it is an error; never the weights.
     """
-    what = what or _http.shown(url)
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
-        raise GgufError(f"{what} is no HTTP(S) URL. For a file on the host use gguf.")
+        raise GgufError(f"{_http.shown(url)} is no HTTP(S) URL. For a file on the host use gguf.")
     deadline = time.monotonic() + (DEADLINE_S if deadline_s is None else deadline_s)
+    return split.whole(_read_one_url(url, deadline), url, lambda other: _read_one_url(other, deadline))
+
+
+def _read_one_url(url, deadline, what=None, total=None):
+    """The header of one file. total: its bytes where they are announced (by a registry): another size is an error."""
+    what = what or _http.shown(url)
     final = [url]
 
     def fetch(start, stop):
@@ -120,7 +143,7 @@ EXTRA_LAYERS = {
 
 
 def read_manifest(ref, deadline_s=None):
-    """What a registry keeps for a name: {name, url, digest, bytes, extra_bytes, parameters_url | None}.
+    """What a registry keeps for a name: {name, layers: [{url, digest, bytes}, …] of weights, extra_bytes}.
 
     ref: [http://|https://][host/][namespace/]model[:tag]; HTTPS unless http:// is written; default registry
     registry.ollama.ai. Source: server/images.go and types/model/name.go of Ollama.
@@ -131,45 +154,46 @@ def read_manifest(ref, deadline_s=None):
         raise GgufError(str(error)) from error
     insecure = ref.startswith("http://")
     what = f"Model {name.short} in the registry {name.host}"
-    no_model = (
-        f"{what}: its manifest is not one of a model. Check the name; the address may be that of another service."
-    )
+    with _translated(what):
+        raw = ollama_registry.manifest(name, insecure, SILENCE_S, DEADLINE_S if deadline_s is None else deadline_s)
     try:
-        with _translated(what):
-            raw = ollama_registry.manifest(name, insecure, SILENCE_S, DEADLINE_S if deadline_s is None else deadline_s)
-        layers = ollama_registry.layers(raw)
-        found = {layer["mediaType"]: (layer["digest"], layer["size"]) for layer in reversed(layers)}
+        layers = [(layer["mediaType"], layer["digest"], layer["size"]) for layer in ollama_registry.layers(raw) or [{}]]
         extra = {}
-        for layer in layers:
-            if layer["mediaType"] in EXTRA_LAYERS:
-                kind = EXTRA_LAYERS[layer["mediaType"]]
-                extra[kind] = extra.get(kind, 0) + int(layer["size"])
+        for kind, _digest, size in layers:
+            if kind in EXTRA_LAYERS:
+                extra[EXTRA_LAYERS[kind]] = extra.get(EXTRA_LAYERS[kind], 0) + int(size)
     except (ValueError, KeyError, TypeError) as error:
-        raise GgufError(no_model) from error
-    digest, size = found.get(MODEL_LAYER, (None, None))
-    if (
-        not isinstance(digest, str)
-        or not re.match(r"sha256:[0-9a-f]{64}\Z", digest)
-        or not isinstance(size, int)
-        or not 0 < size < 1 << 50
-    ):
         raise GgufError(
-            f"{what} has no GGUF layer (media types: {', '.join(sorted(str(kind)[:60] for kind in found)) or 'none'});"
-            " only GGUF models can be planned. Choose a tag with GGUF weights."
+            f"{what}: its manifest is not one of a model. Check the name; the address may be that of another service."
+        ) from error
+    weights = [(digest, size) for kind, digest, size in layers if kind == MODEL_LAYER]
+    if not weights or not all(_is_layer(*one) for one in weights):
+        kinds = ", ".join(sorted({str(kind)[:60] for kind, _digest, _size in layers})) or "none"
+        raise GgufError(
+            f"{what} has no GGUF layer (media types: {kinds}); only GGUF models can be planned. Choose a tag with GGUF"
+            " weights."
         )
-    return {
-        "name": name.short,
-        "url": f"{ollama_registry.base_url(name, insecure)}/blobs/{digest}",
-        "digest": digest,
-        "bytes": size,
-        "extra_bytes": extra,
-    }
+    base = ollama_registry.base_url(name, insecure)
+    found = [{"url": f"{base}/blobs/{digest}", "digest": digest, "bytes": size} for digest, size in weights]
+    return {"name": name.short, "layers": found, "extra_bytes": extra}
+
+
+def _is_layer(digest, size):
+    return (
+        isinstance(digest, str)
+        and re.match(r"sha256:[0-9a-f]{64}\Z", digest) is not None
+        and isinstance(size, int)
+        and 0 < size < 1 << 50
+    )
 
 
 def read_registry(ref, deadline_s=None):
     """The header of a model in a registry, by name; see read_manifest() for the name's form."""
+    deadline = time.monotonic() + (DEADLINE_S if deadline_s is None else deadline_s)
     manifest = read_manifest(ref, deadline_s)
-    header = read_url(
-        manifest["url"], what=f"{manifest['name']} (registry)", total=manifest["bytes"], deadline_s=deadline_s
-    )
-    return {**header, "extra_bytes": manifest["extra_bytes"], "digest": manifest["digest"]}
+    what = f"{manifest['name']} (registry)"
+    if len(manifest["layers"]) > split.MAX_PARTS:
+        raise GgufError(f"{what} has {len(manifest['layers'])} files; no model has more than {split.MAX_PARTS}.")
+    parts = [_read_one_url(layer["url"], deadline, what, layer["bytes"]) for layer in manifest["layers"]]
+    header = split.combined(parts)
+    return {**header, "extra_bytes": manifest["extra_bytes"], "digest": manifest["layers"][0]["digest"]}

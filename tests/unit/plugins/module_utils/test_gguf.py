@@ -310,6 +310,7 @@ def test_a_redirect_is_followed_once(tmp_path, web):
         ((404, {}, b""), "there is nothing of that name"),
         ((403, {}, b""), "it refuses access"),
         ((500, {}, b""), "HTTP 500"),
+        ((400, {}, b'{"error": "no such revision"}'), r"HTTP 400 \(no such revision\); try again"),
         ((302, {"Location": "ftp://h/x"}, b""), "which is not followed"),
         ((302, {"Location": "file:///etc/passwd"}, b""), "HTTP 302"),
         ((302, {"Location": "/m"}, b""), "HTTP 302"),

@@ -207,6 +207,27 @@ def test_a_refusal_carries_its_status():
     assert "hidden" not in str(error)
 
 
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ({"errors": [{"code": "MANIFEST_INVALID", "message": "the tag is not a quantization of this model"}]}, "the tag is not a quantization of this model"),
+        ({"error": "Repository is gated.\nAsk for access"}, "Repository is gated. Ask for access"),
+        ({"error": {"message": "too many"}}, "too many"),
+        ({"message": "m" * 500}, "m" * 200),
+        (b"<html><body>nginx</body></html>", ""),
+        (b"", ""),
+        (b"[" * 5000, ""),
+        ({"errors": []}, ""),
+        ({"error": 5}, ""),
+    ],
+)
+def test_a_refusal_carries_the_servers_own_reason(body, reason):
+    with scripted(http(body, "400 Bad Request")) as (url, _asked):
+        error = failure(lambda: _http.get(url, 10))
+    assert (error.status, error.reason) == (400, reason)
+    assert str(error).endswith(f"answers HTTP 400: {reason.rstrip('.')}." if reason else "answers HTTP 400.")
+
+
 def test_redirects_are_followed_to_http_only():
     with (
         scripted(http(b"there")) as (there, _asked),

@@ -132,6 +132,7 @@ def test_values_take_their_type(name, value, typed):
         ("num_ctx", "9" * 5000, "invalid int value"),
         ("num_ctx", "٤٠٩٦", "invalid int value"),
         ("num_ctx", 3, "at least 4"),
+        ("top_k", -2, "at least -1"),
         ("num_ctx", None, "has no value"),
         ("num_ctx", [4096], "invalid int value"),
         ("temperature", "warm", "invalid float value [warm]"),

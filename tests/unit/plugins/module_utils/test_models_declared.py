@@ -62,7 +62,7 @@ def test_the_role_s_default_is_fine(repo):
 
 def test_the_file_for_people():
     entry = ollama_declared.Entry.of({**QWEN, "name": "lan:5000/ns/q:v1", "comment": "For the\nhelpdesk."})
-    assert entry.file_name == "lan-5000-ns-q-v1.modelfile"
+    assert entry.file_name == "lan:5000+ns+q:v1.modelfile"
     assert entry.modelfile.splitlines()[1:] == [
         "# For the",
         "# helpdesk.",
@@ -71,6 +71,14 @@ def test_the_file_for_people():
         "PARAMETER num_ctx 40960",
     ]
     assert ollama_declared.Entry.of(QWEN).file_name == "q.modelfile"
+
+
+def test_no_two_models_share_a_file_on_the_host():
+    names = ["qwen3:14b", "qwen3-14b", "qwen3.14b", "ns/qwen3:14b", "ns-qwen3:14b", "lan:5000/ns/q", "lan-5000/ns/q", "lan/5000-ns/q"]
+    files = [ollama_declared.Entry.of({"name": name, "from": "base"}).file_name for name in names]
+    assert len(set(files)) == len(names) and not any("/" in name for name in files)
+    same = {ollama_declared.Entry.of({"name": name, "from": "base"}).file_name for name in ("q", "q:latest", "library/q")}
+    assert same == {"q.modelfile"}
 
 
 def tags(*names):

@@ -330,6 +330,9 @@ def test_the_digest_in_the_registry():
         host = url[len("http://") :]
         assert ollama_registry.digest(f"{host}/ns/m:t", insecure=True) == hashlib.sha256(body).hexdigest()
     assert asked[0].startswith(b"GET /v2/ns/m/manifests/t ")
+    with scripted(http({"errors": [{"message": "unknown tag"}]}, "400 Bad Request")) as (url, _asked):
+        told = failure(lambda: ollama_registry.digest(f"{url[len('http://') :]}/ns/m:t", insecure=True))
+    assert "HTTP 400 (unknown tag) for" in str(told)
     for answer, kind in ((http(b"", "404 Not Found"), "not_found"), (http(b"{}"), "not_ollama"), (None, "unreachable")):
         with scripted(answer) as (url, _asked):
             host = url[len("http://") :]

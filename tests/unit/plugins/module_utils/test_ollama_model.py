@@ -438,6 +438,23 @@ def test_a_modelfile_is_taken_apart():
 
 
 @pytest.mark.parametrize(
+    ("source", "base", "files"),
+    [
+        ("hf.co/u/r:file.gguf", "hf.co/u/r:file.gguf", ()),
+        ("lan.example:5000/u/r:Q4_K_M.gguf", "lan.example:5000/u/r:Q4_K_M.gguf", ()),
+        ("u/file.gguf", None, ("/srv/u/file.gguf",)),
+        ("file.gguf", None, ("/srv/file.gguf",)),
+        ("./u/r:file.gguf", None, ("/srv/u/r:file.gguf",)),
+        ("/u/r:file.gguf", None, ("/u/r:file.gguf",)),
+        ("qwen3:14b", "qwen3:14b", ()),
+    ],
+)
+def test_a_from_line_is_a_path_or_a_name(source, base, files):
+    declared = ollama_declaration.declare({"name": "a", "modelfile": f"FROM {source}"}, folder="/srv")
+    assert (declared.base, declared.files) == (base, files)
+
+
+@pytest.mark.parametrize(
     ("given_value", "value"),
     [(None, None), ("", None), ("-1", -1), (300, 300), ("30m", "30m"), ("1h30m", "1h30m"), ("-5m", "-5m")],
 )
