@@ -77,7 +77,6 @@ MISSING = {
     "bench/gateway_bodies.py",
     "docs/docsite/conf.py",
     "docs/docsite/index.md",
-    "docs/guides/security.md",
     "docs/measurements/mutation.md",
     "tests/integration/integration_config.yml",  # written for a run
 }
