@@ -199,6 +199,12 @@ def test_without_a_model_nothing_is_stale_and_with_one_nothing_left_is_trapped()
     assert [name for name in found if name.startswith(("stale", "trapped"))] == [f"trapped:{UNIT}"]
 
 
+def test_with_a_model_in_host_memory_only_the_runner_that_is_left_is_stale_and_not_trapped():
+    seen = history(runners={key(8): left()})
+    found = shown(sample([process(8, 4441)], [model("a", 0)]), seen)
+    assert [name for name in found if name.startswith(("stale", "trapped"))] == [f"stale_runner:{key(8)}"]
+
+
 def test_an_orphan_is_no_stale_runner():
     seen = history(runners={key(7): record(ON_A), key(8): left()})
     found = shown(sample([process(7, 9501), process(8, 4441, ppid=1)], [A]), seen)
