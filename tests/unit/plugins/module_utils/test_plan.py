@@ -199,6 +199,41 @@ def test_a_written_plan_remembers_its_dry_run():
     assert plan_file.remembered("{", settled, cards, 512, "b10488") is None
 
 
+def test_a_written_plan_remembers_the_share_of_each_card():
+    said = {"weights_mib": 18855, "kv_mib": 5440, "compute_mib": 700, "device_mib": 24997, "per_card_mib": [12101, 12896], "engine": "b10488"}
+    cards = plan_cards.given([RTX_4090, RTX_4090])
+    two = model("qwen3-32b-q4_K_M", num_ctx=40960, num_parallel=2)
+
+    def dry_run(settled, used, num_batch):
+        assert (settled["slots"], [card["index"] for card in used], num_batch) == (2, [0, 1], 1024)
+        return said
+
+    first = plan_make.make([two], cards, dry_run=dry_run)
+    batch = first["models"][0]["num_batch"]
+    assert first["models"][0]["scratch_mib"] > 0 and first["models"][0]["gpu"] == [0, 1]
+    settled = plan_entry.settle(two, cards)
+    assert plan_file.remembered(plan_file.document(first), settled, cards, batch, "b10488") == said
+    assert plan_file.remembered(plan_file.document(first), settled, cards[:1], batch, "b10488") is None
+
+
+@pytest.mark.parametrize(
+    ("total_mib", "changes"),
+    [
+        (19000, ["num_ctx=4096", "ollama_kv_cache_type=q8_0 with num_ctx=8192"]),
+        (17600, ["ollama_kv_cache_type=q8_0 with num_ctx=4096"]),
+        (17200, ["ollama_kv_cache_type=q8_0 with ollama_num_parallel=1 and num_ctx=8192"]),
+        (12282, ["a q4_K_M of the same model with q8_0 KV and one slot and num_ctx=16384"]),
+        (10240, []),
+    ],
+)
+def test_the_smaller_the_card_the_more_has_to_change(total_mib, changes):
+    made = plan(model(num_parallel=4, kv_cache_type="f16"), gpus=[{"name": "x", "total_mib": total_mib}])
+    assert [one["change"] for one in made["suggestions"]] == changes
+    assert ("No smaller setting of it fits" in made["errors"][0]) is (changes == [])
+    for one in made["suggestions"]:
+        assert one["total_mib"] <= total_mib - 354 - 1024
+
+
 def test_a_plan_is_the_same_while_only_others_move():
     before = plan_file.document(plan(model()))
     assert plan_file.same(before, plan(model(), gpus=[{**RTX_4090, "used_mib": 200}]))

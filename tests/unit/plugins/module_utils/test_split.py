@@ -121,6 +121,7 @@ def test_parts_in_any_order_of_the_alphabet_of_a_folder_with_others(tmp_path, wh
 def undecided(made, *words):
     assert made["fits"] is None and made["models"][0]["fits"] is None
     (warning,) = made["warnings"]
+    assert warning.startswith(("Model m cannot be planned, because only a part of it was read: ", "Model m is planned by the server's dry run only"))
     for word in words:
         assert word in warning
     return True
@@ -287,7 +288,13 @@ def test_the_files_of_a_server_are_parts_and_projectors(tmp_path, whole):
     adapter = write(tmp_path / "sha256-a", {"general.architecture": "qwen3"}, [{"name": "x", "type": "f32", "shape": [1280, 2048]}])
     made = plan(plan_sources.read_blobs([*blobs, projector], [adapter]))
     assert made["fits"] is True and made["models"][0]["weights_mib"] == whole["weights_mib"] + 5 + 10
-    assert undecided(plan(plan_sources.read_blobs([blobs[1], blobs[2]])), "2 of 3 parts are there")
+    assert undecided(plan(plan_sources.read_blobs([blobs[1], blobs[2]])), "only a part of it was read: 2 of 3 parts are there")
+
+
+def test_a_model_in_one_file_is_read_as_it_is(tmp_path):
+    path = write(tmp_path / "whole.gguf", {**KEYS, **split_keys(0, 1)}, TENSORS)
+    for header in (plan_sources.read_file(path), plan_sources.read_blobs([path])):
+        assert header["raw"] and "parts" not in header and "incomplete" not in header
 
 
 def test_a_projector_of_unknown_size_leaves_the_plan_undecided():
