@@ -244,7 +244,8 @@ def hole_digest(header: bytes, size: int) -> str:
 def model_file(shape: str, layers: int | None) -> dict:
     """Return {"path", "digest", "size", "header"} of a shape's file in the cache; header is None for one with real bytes."""
     module = shapes()
-    recipe = hashlib.sha256((REAL / "shapes.py").read_bytes() + f"{shape}:{layers}".encode()).hexdigest()[:16]
+    sources = b"".join((REAL / name).read_bytes() for name in ("gguf_file.py", "models.json", "shapes.py", "vocabulary.py"))
+    recipe = hashlib.sha256(sources + f"{shape}:{layers}".encode()).hexdigest()[:16]
     path = cache_folder() / f"{shape}-{layers or 'all'}-{recipe}.gguf"
     facts = path.with_suffix(".json")
     if not (path.exists() and facts.exists()):
@@ -264,7 +265,7 @@ def model_file(shape: str, layers: int | None) -> dict:
 
 
 def record_digests() -> None:
-    """Write known_digests.json anew for what shapes.py writes today."""
+    """Write known_digests.json again for what shapes.py writes today."""
     found = {}
     for shape in LARGE.values():
         file = model_file(shape, None)
