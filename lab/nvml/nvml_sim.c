@@ -4,7 +4,7 @@
  *
  * libnvidia-ml.so.1 without a GPU: the documented ABI of NVML (nvml.h; pynvml.py mirrors it) over one text file.
  *
- * The file is read anew at every call, so a test changes the hardware under a running program. It is $NVML_SIM_STATE,
+ * The file is read again at every call, so a test changes the hardware under a running program. It is $NVML_SIM_STATE,
  * or /run/nvml-sim/state. Without it NVML says what it says without a kernel module: DRIVER_NOT_LOADED. A file that
  * does not end in the line "end", or holds a line that is not understood, is answered with UNKNOWN; writers replace
  * the file atomically, so only a broken writer shows that.
