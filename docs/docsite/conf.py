@@ -20,7 +20,6 @@ myst_enable_extensions = ["colon_fence"]
 myst_links_external_new_tab = False
 highlight_language = "text"
 lexers["mermaid"] = TextLexer()  # GitHub draws these diagrams; here they stay text
-pygments_style = "sphinx"
 
 html_theme = "furo"
 html_static_path = ["static"]
