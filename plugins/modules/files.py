@@ -53,6 +53,10 @@ options:
         description: Name of the group.
         type: str
         default: root
+  backup:
+    description: Whether to keep a copy of each file that is replaced, beside it.
+    type: bool
+    default: false
 """
 
 EXAMPLES = r"""
@@ -73,6 +77,18 @@ paths:
   elements: str
   returned: success
   sample: [/usr/local/bin/example]
+created:
+  description: Those of RV(paths) that were not there before.
+  type: list
+  elements: str
+  returned: success
+  sample: []
+backups:
+  description: The copies, with O(backup).
+  type: list
+  elements: dict
+  returned: success
+  sample: [{path: /usr/local/bin/example, backup_file: "/usr/local/bin/example.4711.2026-11-28@14:00:00~"}]
 """
 
 import grp
@@ -168,10 +184,13 @@ def main():
         "group": {"type": "str", "default": "root"},
     }
     module = AnsibleModule(
-        argument_spec={"files": {"type": "list", "elements": "dict", "required": True, "options": one}},
+        argument_spec={
+            "files": {"type": "list", "elements": "dict", "required": True, "options": one},
+            "backup": {"type": "bool", "default": False},
+        },
         supports_check_mode=True,
     )
-    paths, diffs = [], []
+    paths, diffs, created, backups = [], [], [], []
     try:
         # All are judged before the first one is written.
         pairs = [(found(given["path"]), wanted(given)) for given in module.params["files"]]
@@ -181,11 +200,15 @@ def main():
                 continue
             paths.append(after["path"])
             diffs.append(shown(before, after, differs))
+            if before is None:
+                created.append(after["path"])
+            elif module.params["backup"] and not module.check_mode:
+                backups.append({"path": after["path"], "backup_file": module.backup_local(after["path"])})
             if not module.check_mode:
                 write(module, after)
     except (ValueError, OSError) as error:
-        module.fail_json(msg=str(error), changed=bool(paths) and not module.check_mode, paths=paths)
-    module.exit_json(changed=bool(paths), paths=paths, diff=diffs)
+        module.fail_json(msg=str(error), changed=bool(paths) and not module.check_mode, paths=paths, created=created, backups=backups)
+    module.exit_json(changed=bool(paths), paths=paths, created=created, backups=backups, diff=diffs)
 
 
 if __name__ == "__main__":
