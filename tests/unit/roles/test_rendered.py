@@ -32,10 +32,10 @@ ROLES = pathlib.Path(__file__).resolve().parents[3] / "roles"
 RENDERING = ("cuda", "ollama", "open_webui", "vram_guard")
 
 # What the host answers, and what the play knows; none of it is the inventory's.
-LOOK = {"systemd": 257, "architecture": "x86_64", "gpus": [{"uuid": "GPU-4d1c9a3e-0000"}], "driver": {"distribution": {"id": "debian"}}}
+FOUND = {"systemd": 257, "architecture": "x86_64", "gpus": [{"uuid": "GPU-4d1c9a3e-0000"}], "driver": {"distribution": {"id": "debian"}}}
 KNOWN = {
     "ansible_managed": "Managed",
-    **{f"__{role}_{word}": LOOK for role in RENDERING for word in ("look", "state")},
+    **{f"__{role}_{word}": FOUND for role in RENDERING for word in ("host", "state")},
     "__open_webui_mirrors": {"stdout_lines": ["http://deb.debian.org/debian/ trixie", "http://deb.debian.org/debian/ trixie-updates"]},
     "__open_webui_pin_models": ["qwen3-14b-4090"],
     "open_webui_python_release": "bookworm",
