@@ -236,7 +236,7 @@ class Server:
                 raw = response.readline(longest + 1)
                 if not raw:
                     if response.length or (response.chunked and response.chunk_left is not None):
-                        # readline() does not complain of an answer that is cut; chunk_left is None after the last chunk.
+                        # readline() accepts an answer that is cut; chunk_left is None after the last chunk.
                         raise http.client.IncompleteRead(b"", response.length)
                     ended = True
                     return
@@ -313,7 +313,9 @@ class Server:
             return _UnixConnection(address.host, timeout)
         if address.scheme == "https":
             context = ssl.create_default_context(cafile=self.ca_file or None)
-            return http.client.HTTPSConnection(address.host, address.port, timeout=timeout, blocksize=BLOCK, context=context)
+            return http.client.HTTPSConnection(
+                address.host, address.port, timeout=timeout, blocksize=BLOCK, context=context
+            )
         return http.client.HTTPConnection(address.host, address.port, timeout=timeout, blocksize=BLOCK)
 
     def _failure(self, error: Exception, sent: bool = True) -> HttpError:
@@ -377,7 +379,9 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 @contextlib.contextmanager
-def opened(url: str, headers: dict[str, str] | None = None, what: str | None = None, silence_s: float = 15.0) -> Iterator[Any]:
+def opened(
+    url: str, headers: dict[str, str] | None = None, what: str | None = None, silence_s: float = 15.0
+) -> Iterator[Any]:
     """The answer (status, headers, geturl()) of a GET of something elsewhere; read it by read_at_most().
 
     `what` names it in errors; the URL itself is shown without password and query. HttpError, kind status, for HTTP
@@ -386,7 +390,9 @@ def opened(url: str, headers: dict[str, str] | None = None, what: str | None = N
     what = what or shown(url)
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
         raise HttpError("unreachable", f"{what} is no HTTP(S) URL.", sent=False)
-    opener = urllib.request.build_opener(_Redirects(), urllib.request.HTTPSHandler(context=ssl.create_default_context()))
+    opener = urllib.request.build_opener(
+        _Redirects(), urllib.request.HTTPSHandler(context=ssl.create_default_context())
+    )
     fields = {"Accept-Encoding": "identity", "User-Agent": "gpufleet.llm", **(headers or {})}
     try:
         response = opener.open(urllib.request.Request(url, headers=fields), timeout=silence_s)
@@ -412,7 +418,10 @@ def _refused(error: urllib.error.HTTPError, what: str) -> HttpError:
 
 
 def _reason(raw: bytes) -> str:
-    """The text of an error as registries and APIs send it: {errors: [{message}]}, {error}, {error: {message}}, {message}."""
+    """The text of an error as registries and APIs send it.
+
+    {errors: [{message}]}, {error}, {error: {message}} or {message}.
+    """
     try:
         found = json.loads(raw)
         found = found["errors"][0] if found.get("errors") else found.get("error") or found
@@ -425,7 +434,8 @@ def _reason(raw: bytes) -> str:
 def _unreachable(what: str, reason: Exception) -> HttpError:
     if isinstance(reason, ssl.SSLCertVerificationError):
         told = f"{what} cannot be reached: its certificate is not trusted ({reason.verify_message})."
-        return HttpError("tls", f"{told} Put the CA's certificate into this host's trust store (update-ca-certificates).")
+        hint = "Put the CA's certificate into this host's trust store (update-ca-certificates)."
+        return HttpError("tls", f"{told} {hint}")
     told = f"{what} cannot be reached: {reason}. Check the address, the network and the proxy settings of this host."
     return HttpError("timeout" if _is_timeout(reason) else "unreachable", told)
 

@@ -34,7 +34,12 @@ def percentile(values, percent):
 
 def pair_slopes(points):
     """The slopes between every two of the (t, value) whose t differ; *points* in the order of t."""
-    return [(later - value) / (when - t) for index, (t, value) in enumerate(points) for when, later in points[index + 1 :] if when > t]
+    return [
+        (later - value) / (when - t)
+        for index, (t, value) in enumerate(points)
+        for when, later in points[index + 1 :]
+        if when > t
+    ]
 
 
 def thin(points, most):
@@ -47,7 +52,7 @@ def thin(points, most):
 
 
 def theil_sen(groups, z=Z95):
-    """{slope, low, high, points} per second: Sen's slope over the pairs within each group, and its interval of z sigmas.
+    """{slope, low, high, points} per second: Sen's slope over the pairs within each group, and its interval.
 
     The median of all pairwise slopes bears 29 % of wild points; the interval (95 % unless *z* says otherwise) is
     Sen's, from the variance of Kendall's S with ties (Sen 1968; Gilbert 1987, ch. 16). Groups are stretches of

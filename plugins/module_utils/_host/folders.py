@@ -156,8 +156,9 @@ def _state(folder, name):
 
 
 def _writer(folder):
-    """Who beside root can change the entries of a folder: an account's name, 'everybody', "group …"; '' where nobody "
-    "can.
+    """Who beside root can change the entries of a folder: an account's name, 'everybody', "group …".
+
+    '' where nobody can.
     """
     state = os.fstat(folder)
     if state.st_uid not in (0, os.geteuid()):
