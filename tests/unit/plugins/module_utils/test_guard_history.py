@@ -164,6 +164,8 @@ def test_a_model_was_last_used_when_its_expiry_last_moved():
     assert {name: one["used"] for name, one in seen["models"].items()} == {"a:latest": NOW, "b:latest": NOW + 15}
     seen = remember(seen, sample(models=[model("a", 8887, expires_at="t2")]), now=NOW + 30)
     assert seen["models"] == {"a:latest": {"expires_at": "t2", "used": NOW + 30}}
+    earlier = remember(seen, sample(models=[model("a", 8887, expires_at="t1")]), now=NOW + 40)  # another keep_alive
+    assert earlier["models"]["a:latest"]["used"] == NOW + 40
     unread = remember(seen, sample(ollama="timeout"), now=NOW + 45)
     assert unread["models"] == seen["models"]
 
