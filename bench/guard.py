@@ -211,7 +211,7 @@ def main(argv):
             "# What does a tick of the guard cost?\n\n"
             f"Measured by `make bench-guard`: {RUNS} runs of each in turns, Python {platform.python_version()}, "
             f"{os.cpu_count()} cores at a load of {load:.1f}, "
-            "the lab's NVML simulator in place of a driver. On a real card NVML's own initialisation comes on top: tens of "
+            "the lab's NVML simulator in place of a driver. On a real card NVML's own initialization comes on top: tens of "
             "milliseconds with the persistence daemon, seconds without (predicted, facts of the vendor's documentation).\n\n"
         )
         REPORT.write_text(head + text + "\n", encoding="utf-8")

@@ -245,7 +245,7 @@ def faults(rows):
 HEAD = """\
 # Planned and loaded
 
-`size_vram` of `/api/ps` (measured) beside the plan's dry run and formula (predicted), in MiB. Real Ollama {release} with llama.cpp {engine},
+`size_vram` of `/api/ps` (measured) next to the plan's dry run and formula (predicted), in MiB. Real Ollama {release} with llama.cpp {engine},
 models of Qwen3-14B's widths with fewer layers, on simulated cards (llama.cpp's RPC backend). Made by `make bench-load`, which exits 1
 where size_vram is not the dry run's figure to 1 MiB, not all of the model is on the cards, or a card holds something else than its part of
 the plan. What CUDA itself takes is not in these figures.

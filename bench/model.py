@@ -74,7 +74,7 @@ def life(registry, weights):
         ("change the system message", spoken, "present", ["system"]),
         ("swap the base", moved, "present", ["parent", "parameters.top_k"]),
         (lambda: registry.publish("lab/other:t", weights, {"top_k": 7}), None, None, None),
-        ("the base was published anew", pulled, "present", ["parameters.top_k"]),
+        ("the base was published again", pulled, "present", ["parameters.top_k"]),
         ("absent", {"name": "life"}, "absent", ["model"]),
     ]
 

@@ -46,7 +46,7 @@ def table(found):
     lines = [
         f"Measured by `make bench-rounds` on {server}; each answer begins with 500 tokens of thought.",
         "Each cell: messages in the request / prompt tokens as the server counted them, tools not among them.",
-        "A hidden request counts where it comes before the model has been quiet for six seconds; what comes after the last round is not seen.",
+        "A hidden request counts where it comes before the model has been quiet for six seconds; what comes after the last round is not counted.",
         "",
     ]
     ways = [way for way in WAYS if way in found]

@@ -11,14 +11,14 @@ class ModuleDocFragment:
 options:
   url:
     description:
-      - Where the Ollama server answers, seen from the managed host.
+      - URL of the Ollama server, as seen from the managed host.
       - "C(host:port), C([::1]:11434), C(http://…), C(https://…) (a proxy; Ollama itself speaks no TLS),
         or C(http+unix:///path/of/the.sock)."
     type: str
     default: http://127.0.0.1:11434
   timeout:
     description:
-      - Seconds that the server may be silent during a pull, an import, a creation or a load. They may last longer than that.
+      - Seconds without progress during a pull, an import, a creation or a load. The operation itself may take longer.
       - Reads wait for at most 30 seconds.
     type: int
     default: 600

@@ -11,7 +11,7 @@ class ModuleDocFragment:
     DOCUMENTATION = r"""
 options:
   url:
-    description: Address of Open WebUI, without a path.
+    description: URL of Open WebUI, without a path.
     type: str
     default: http://127.0.0.1:8080
   token:
@@ -19,7 +19,7 @@ options:
     type: str
     required: true
   timeout_s:
-    description: Seconds that one request may take.
+    description: Timeout of a request in seconds.
     type: int
     default: 30
 """

@@ -7,6 +7,7 @@ from __future__ import annotations
 from ansible.errors import AnsibleFilterError
 
 from ansible_collections.gpufleet.llm.plugins.module_utils._gateway import policy as gateway_policy
+from ansible_collections.gpufleet.llm.plugins.module_utils._gateway import settings as gateway_settings
 from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import declared as ollama_declared
 from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import environment as ollama_environment
 from ansible_collections.gpufleet.llm.plugins.module_utils._open_webui import declared as open_webui_declared
@@ -15,6 +16,7 @@ from ansible_collections.gpufleet.llm.plugins.module_utils._soak import load as 
 
 # variable -> what judges its value; the keyword arguments of the filter are that function's own.
 CHECKS = {
+    "gateway_settings": gateway_settings.problems,
     "gateway_tokens": gateway_policy.problems,
     "models_declared": ollama_declared.problems,
     "ollama_environment": ollama_environment.problems,

@@ -8,26 +8,26 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: apt_keyring
-short_description: A keyring for APT, taken only if it holds the keys that are expected
+short_description: Install an APT keyring that contains only expected keys
 version_added: 1.0.0
 description:
-  - Fetches a keyring and writes it where an APT source names it in C(Signed-By), in binary form.
-  - What was fetched is parsed once, and the file is put together from the accepted packets, which are public keys, their user IDs, signatures
-    and subkeys. A keyring with anything else in it is refused.
-  - The fingerprints of all its keys have to be among those that are expected; otherwise nothing is changed.
-  - A keyring that is there and holds expected keys only is left alone, and nothing is fetched.
+  - Downloads a keyring and writes it in binary form, for C(Signed-By) of an APT source.
+  - Parses the download once, and writes the accepted packets only - public keys, their user IDs, signatures and subkeys.
+    A keyring with other packets is refused.
+  - All fingerprints must be among the expected ones. Otherwise nothing is changed.
+  - If the host already has a keyring with expected keys only, nothing is downloaded.
 author:
   - The gpufleet.llm maintainers (@gpufleet)
 attributes:
   check_mode:
-    description: Can run in check mode and says what would be changed, without changing it.
+    description: Reports what would change, without changing it.
     support: full
   diff_mode:
-    description: Returns what was and what is, for C(--diff).
+    description: Returns the state before and after.
     support: full
 options:
   url:
-    description: Address of the keyring, binary or one block of ASCII armor. An C(http) address needs O(checksum).
+    description: URL of the keyring, binary or as one block of ASCII armor. An C(http) URL requires O(checksum).
     type: str
     required: true
   dest:
@@ -35,12 +35,12 @@ options:
     type: path
     required: true
   fingerprints:
-    description: Fingerprints of keys that may be in it, 40 hexadecimal digits each; blanks and case do not matter.
+    description: Fingerprints of the accepted keys, 40 hexadecimal digits each. Spaces and case are ignored.
     type: list
     elements: str
     required: true
   checksum:
-    description: SHA-256 of what is fetched, 64 hexadecimal digits. With it the address may be one without TLS.
+    description: SHA-256 of the download, 64 hexadecimal digits. With it, the URL may be one without TLS.
     type: str
 """
 

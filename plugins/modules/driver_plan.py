@@ -8,13 +8,13 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: driver_plan
-short_description: Compare a host with the NVIDIA driver that is wanted
+short_description: Compare a host with the requested NVIDIA driver
 version_added: 1.0.0
 description:
-  - Compares the packages that a driver of one source, branch and flavour consists of with those that the host has, and says what one apt transaction
-    would have to do, what has to be held, and what speaks against it.
-  - Compares settings and units beside them, so that the role P(gpufleet.llm.cuda#role) needs one round trip where nothing is to be done.
-  - Reads the index of NVIDIA's repository over the network only where something is missing.
+  - Compares the packages of a driver source, branch and kind of kernel modules with those of the host.
+  - Returns what one apt transaction would do, which packages to hold, and what prevents it.
+  - Also compares configuration files and units, so that the role P(gpufleet.llm.cuda#role) needs one round trip if nothing is to be done.
+  - Reads the index of NVIDIA's repository over the network only if something is missing.
   - Changes nothing.
 author:
   - The gpufleet.llm maintainers (@gpufleet)
@@ -22,7 +22,7 @@ extends_documentation_fragment:
   - gpufleet.llm.attributes.info
 options:
   source:
-    description: Where the packages come from.
+    description: Source of the packages.
     type: str
     choices: [nvidia_repo, distro]
     required: true
@@ -31,43 +31,43 @@ options:
     type: int
     required: true
   version:
-    description: Exact version; empty keeps what is installed of the branch, and takes the newest where there is none.
+    description: Exact version. Empty keeps the installed version of the branch, or selects the newest.
     type: str
     default: ""
   flavour:
-    description: Of the kernel modules.
+    description: Kind of kernel modules.
     type: str
     choices: [open, proprietary]
     default: open
   toolkit:
-    description: CUDA toolkit to have as well, such as V(13-0).
+    description: CUDA toolkit to install, such as V(13-0).
     type: str
     default: ""
   upgrade:
-    description: Whether a driver that is installed may be replaced.
+    description: Whether to allow replacing an installed driver.
     type: bool
     default: false
   downgrade:
-    description: Whether it may be replaced by an older one.
+    description: Whether to allow an older version.
     type: bool
     default: false
   remove_other:
-    description: Whether packages and APT sources of the other source are removed.
+    description: Whether to remove packages and APT sources of the other source.
     type: bool
     default: false
   hold:
-    description: Whether the driver's packages are to be held.
+    description: Whether to hold the driver's packages.
     type: bool
     default: true
   gpu_required:
-    description: Whether the host is to have a card that Ollama can use.
+    description: Whether the host must have a card that Ollama can use.
     type: bool
     default: true
   ollama_version:
-    description: Release of Ollama to judge the branch by; without it, a current one.
+    description: Release of Ollama to check the branch against. The default is a current one.
     type: str
   signed_module:
-    description: Whether modules that are built on the host are signed by a key that the firmware knows.
+    description: Whether modules that are built on the host are signed with a key that the firmware trusts.
     type: bool
     default: false
   tables:
@@ -75,11 +75,11 @@ options:
     type: dict
     required: true
   repository:
-    description: Address of NVIDIA's repositories, without the distribution's folder.
+    description: URL of NVIDIA's repositories, without the distribution's directory.
     type: str
     default: https://developer.download.nvidia.com/compute/cuda/repos
   path_rootfs:
-    description: Folder below which the host's C(/proc), C(/sys), C(/lib/modules) and C(/boot) are seen.
+    description: Directory that contains the host's C(/proc), C(/sys), C(/lib/modules) and C(/boot).
     type: path
     default: /
   gpus:
@@ -88,7 +88,7 @@ options:
     elements: dict
     default: []
   files:
-    description: Settings that are to be on the host, each with C(path) and C(content).
+    description: Configuration files to compare, each with C(path) and C(content).
     type: list
     elements: dict
     default: []
@@ -98,11 +98,11 @@ options:
         type: path
         required: true
       content:
-        description: What it is to hold.
+        description: Expected content.
         type: str
         required: true
   units:
-    description: systemd units whose state is wanted.
+    description: systemd units to return the state of.
     type: list
     elements: str
     default: []
@@ -126,7 +126,7 @@ EXAMPLES = r"""
 RETURN = r"""
 action:
   description: >-
-    C(none), C(install), C(upgrade), C(downgrade), C(change) (the flavour), C(repair) (the version is right, something is missing or half
+    C(none), C(install), C(upgrade), C(downgrade), C(change) (the kind of kernel modules), C(repair) (the version is right, something is missing or half
     configured), or C(refused) when RV(problems) were found before it could be told.
   type: str
   returned: always

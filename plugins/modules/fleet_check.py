@@ -14,18 +14,18 @@ description:
   - Reads driver, cards, models, memory against the serving plan, units, ports, sandboxes, the guard's state file, certificates, backups
     and every managed file in one round trip, and judges them.
   - Changes nothing and loads nothing.
-  - The playbook C(gpufleet.llm.verify) makes O(declared) from the roles and is what people use.
+  - Use the playbook C(gpufleet.llm.verify), which builds O(declared) from the roles.
 author:
   - The gpufleet.llm maintainers (@gpufleet)
 extends_documentation_fragment:
   - gpufleet.llm.attributes.info
 options:
   host:
-    description: What the host is called in the report.
+    description: Name of the host in the report.
     type: str
     required: true
   declared:
-    description: What the roles declare for the host; its keys are those of the docstring of C(plugins/module_utils/_fleet/observe.py).
+    description: The declared state. It has the keys of the docstring of C(plugins/module_utils/_fleet/observe.py).
     type: dict
     required: true
   python:

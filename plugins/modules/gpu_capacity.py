@@ -8,15 +8,15 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: gpu_capacity
-short_description: Plan whether models with their contexts fit the graphics cards, before anything is downloaded
+short_description: Plan the VRAM of models before they are downloaded
 version_added: 1.0.0
 description:
-  - Says, term by term in MiB, what each model takes on which card with its context, parallel slots and KV cache type, and what to change
-    where it does not fit. Every suggestion was checked to fit.
-  - A model's shape is read from its GGUF header (some MiB by HTTP Range, never the weights), from the running server, or given.
-  - The cards are read by NVML or given, so that hardware can be planned that is not bought yet.
-  - Two methods check each other. The formula works anywhere. The dry run asks the host's own C(llama-server), which reads the header and says
-    what it would take, for any architecture. Figures of either are predicted, not measured.
+  - Returns in MiB, term by term, what each model takes on which card with its context, slots and KV cache type.
+  - Suggests changes if something does not fit. Every suggestion was checked to fit.
+  - Reads the shape of a model from its GGUF header (a few MiB by HTTP Range, never the weights), from the running server, or from O(models).
+  - Reads the cards by NVML, or takes them from O(gpus) for hardware that you do not have yet.
+  - Two methods check each other. The formula works anywhere. The dry run starts the host's own C(llama-server), which reads the header and
+    prints what it would allocate, for any architecture. Values of both are predicted, not measured.
 author:
   - The gpufleet.llm maintainers (@gpufleet)
 extends_documentation_fragment:
@@ -24,26 +24,26 @@ extends_documentation_fragment:
 attributes:
   check_mode:
     support: full
-    description: The plan is made as always, the dry run too (it allocates nothing); O(write_to) is not written.
+    description: Makes the plan including the dry run, which allocates nothing. Does not write O(write_to).
   diff_mode:
     support: full
 options:
   models:
     description:
-      - The models to plan. Each names exactly one source of its shape (O(models[].metadata), O(models[].gguf), O(models[].url),
+      - The models to plan. Each has exactly one source of its shape (O(models[].metadata), O(models[].gguf), O(models[].url),
         O(models[].ref) or O(models[].from_server)).
     type: list
     elements: dict
     required: true
     suboptions:
       name:
-        description: How the model is called in the plan. Default is what O(models[].ref) or O(models[].from_server) names.
+        description: Name of the model in the plan. The default is O(models[].ref) or O(models[].from_server).
         type: str
       num_ctx:
-        description: Context of one slot. Default is what Ollama would choose by the memory of all cards.
+        description: Context of one slot. The default is Ollama's choice by the memory of all cards.
         type: int
       num_parallel:
-        description: Slots, each with a context of its own.
+        description: Parallel slots, each with its own context.
         type: int
         default: 1
       kv_cache_type:
@@ -52,11 +52,11 @@ options:
         choices: [f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl]
         default: f16
       flash_attention:
-        description: Whether flash attention is on. A quantized KV cache needs it.
+        description: Whether flash attention is on. A quantized KV cache requires it.
         type: bool
         default: true
       num_batch:
-        description: Tokens of a batch. Default is what Ollama would choose by its own rule.
+        description: Tokens of a batch. The default is Ollama's choice.
         type: int
       context_extension:
         description: Plan the model with a longer context, as O(gpufleet.llm.ollama_model#module:context_extension) makes it.
@@ -78,96 +78,96 @@ options:
         description: Path of a GGUF file on the host.
         type: path
       url:
-        description: HTTP(S) URL of a GGUF file; the server has to know Range.
+        description: HTTP(S) URL of a GGUF file. The server must support Range.
         type: str
       ref:
         description:
-          - Name in a registry, C([host/][namespace/]model[:tag]); the default host is Ollama's public registry.
-          - HTTPS, trusted by the host's own store; written with V(http://) before it, plain HTTP.
+          - Name in a registry, C([host/][namespace/]model[:tag]). The default host is Ollama's public registry.
+          - Uses HTTPS and the host's trust store. With the prefix V(http://), plain HTTP.
         type: str
       from_server:
-        description: Name of a model that the Ollama server at O(server_url) has.
+        description: Name of a model of the Ollama server at O(server_url).
         type: str
   gpus:
     description:
-      - Cards to plan for. Omitted, they are read by NVML; what the server's own runners hold is not counted as held by others.
-      - An empty list plans a host that serves from its CPU.
+      - Cards to plan for. By default they are read by NVML. Memory of the server's own runners does not count as used.
+      - An empty list plans for a host that serves from its CPU.
     type: list
     elements: dict
     suboptions: &card
       name:
-        description: Name of the card, for the texts.
+        description: Name of the card, for messages.
         type: str
       uuid:
-        description: Its UUID, for the plan.
+        description: UUID of the card.
         type: str
       total_mib:
-        description: Its memory as NVML tells it; an RTX 4090 has 24564.
+        description: Memory as NVML reports it. An RTX 4090 has 24564.
         type: int
         required: true
       reserved_mib:
-        description: What driver and firmware keep.
+        description: Memory of driver and firmware.
         type: int
         default: 354
       used_mib:
-        description: What others hold.
+        description: Memory that other processes hold.
         type: int
         default: 0
       compute_capability:
-        description: Its compute capability, such as V(8.9).
+        description: Compute capability, such as V(8.9).
         type: str
   gpus_if_unreadable:
     description:
-      - Cards to plan for where O(gpus) is omitted and none can be read, such as before the driver is installed.
-      - An empty list returns a plan whose RV(plan.fits) is null. Omitted, unreadable cards are a failure.
+      - Cards to plan for if O(gpus) is omitted and none can be read, for example before the driver is installed.
+      - An empty list returns a plan with RV(plan.fits) null. Without this option, unreadable cards are a failure.
     type: list
     elements: dict
     suboptions: *card
   method:
     description:
-      - V(auto) is the dry run where the engine is on the host and the formula elsewhere; where both are to be had the dry run counts,
+      - V(auto) uses the dry run if the engine is on the host, and the formula otherwise. If both are available the dry run counts,
         and a difference above 2 % is reported in RV(plan.warnings).
-      - V(dry_run) fails where the dry run cannot be had.
+      - V(dry_run) fails if the dry run is not possible.
     type: str
     choices: [auto, formula, dry_run]
     default: auto
   engine:
-    description: Folder of C(llama-server), for the dry run.
+    description: Directory of C(llama-server), for the dry run.
     type: path
     default: /opt/ollama/current/lib/ollama
   engine_environment:
-    description: Environment of the Ollama server as far as it concerns the engine, such as C(CUDA_VISIBLE_DEVICES) or C(LLAMA_ARG_RPC).
+    description: Variables of the Ollama server that matter to the engine, such as C(CUDA_VISIBLE_DEVICES) or C(LLAMA_ARG_RPC).
     type: dict
     default: {}
   engine_user:
-    description: User that the engine runs as for the dry run where the module runs as root; V(root) keeps root.
+    description: User that runs the dry run if the module runs as root. V(root) keeps root.
     type: str
     default: ollama
   engine_build:
-    description: Build of llama.cpp that the formula is to predict for. Default is that of O(engine), or else the newest that was measured.
+    description: Build of llama.cpp for the formula. The default is the build of O(engine), or the newest measured one.
     type: int
   reserve_mib:
-    description: What stays free on each card. llama.cpp itself moves layers to the CPU when less than 1024 would stay.
+    description: MiB to leave free on each card. llama.cpp moves layers to the CPU if less than 1024 would be free.
     type: int
     default: 1024
   max_loaded_models:
-    description: How many of the models may be loaded at once. The largest ones are planned together.
+    description: Maximum number of loaded models. The largest ones are planned together.
     type: int
     default: 1
   state:
-    description: V(asserted) fails where something does not fit, or where the server would silently give less than asked.
+    description: V(asserted) fails if something does not fit, or if the server would silently use less than requested.
     type: str
     choices: [planned, asserted]
     default: planned
   write_to:
-    description: File on the host for the plan, as JSON. Not rewritten while only what others hold on a card has moved by up to 256 MiB.
+    description: Path on the host for the plan as JSON. Not rewritten if only the memory of other processes changed by up to 256 MiB.
     type: path
   server_url:
     description: The Ollama server, for O(models[].from_server).
     type: str
     default: http://127.0.0.1:11434
   venv:
-    description: Virtual environment with nvidia-ml-py, used where the module's own Python lacks it.
+    description: Virtual environment with nvidia-ml-py, used if the module's own Python lacks it.
     type: path
     default: /opt/gpufleet/venv
 """
@@ -265,6 +265,7 @@ from ansible.module_utils.common.respawn import has_respawned, respawn_module
 
 from ansible_collections.gpufleet.llm.plugins.module_utils._gpu import client as gpu_client
 from ansible_collections.gpufleet.llm.plugins.module_utils._gpu import sample as gpu_sample
+from ansible_collections.gpufleet.llm.plugins.module_utils._host import files
 from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import client as ollama_client
 from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import extension
 from ansible_collections.gpufleet.llm.plugins.module_utils._plan import cards as plan_cards
@@ -349,17 +350,9 @@ def header_of_server(answer, name):
     return plan_given.from_show(answer, name)
 
 
-def read_text(path):
-    """The text of a file, '' where it is not there."""
-    if not path or not os.path.exists(path):
-        return ""
-    with open(path, encoding="utf-8", errors="replace") as handle:
-        return handle.read()
-
-
 def dry_runs(module, engine):
     """The dry run as plan_make.make() wants it: what the written plan remembers of it, or the engine's answer now."""
-    written = read_text(module.params["write_to"])
+    written = files.read_text(module.params["write_to"] or "") or ""
     given = module.params["gpus"] is not None
 
     def dry_run(model, cards, num_batch):
@@ -387,7 +380,7 @@ def cards_of(module):
 
 def write(module, path, plan):
     """Bring the file to the plan; {changed, diff}."""
-    after, before = plan_file.document(plan), read_text(path)
+    after, before = plan_file.document(plan), files.read_text(path) or ""
     changed = not plan_file.same(before, plan)
     if changed and not module.check_mode:
         if not os.path.isdir(os.path.dirname(path)):

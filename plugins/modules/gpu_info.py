@@ -8,14 +8,13 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: gpu_info
-short_description: The NVIDIA GPUs of a host, their driver, and who uses them
+short_description: Return the NVIDIA GPUs of a host, their driver and processes
 version_added: 1.0.0
 description:
-  - Reads every GPU through NVML, and the driver as it is loaded, on disk for every installed kernel, and as a library.
-  - Says what is the matter where there is no GPU, no driver, no library, a library of another version, or a GPU that
-    fell off the bus. It does not fail for any of these; what could not be read is null and never 0.
-  - Uses C(nvidia-ml-py) of O(python), else of the Python it runs under, else the program C(nvidia-smi), else the bare
-    library, which knows names and memory only.
+  - Reads every GPU through NVML, and the driver as loaded, as installed for every kernel, and as a library.
+  - Reports problems such as no GPU, no driver, no library, a library of another version, or a GPU that
+    fell off the bus. It does not fail for any of these. A value that cannot be read is null and never 0.
+  - Uses C(nvidia-ml-py) of O(python), or of its own Python, or the program C(nvidia-smi), or the library directly.
   - Changes nothing.
 author:
   - The gpufleet.llm maintainers (@gpufleet)
@@ -24,29 +23,29 @@ extends_documentation_fragment:
 options:
   python:
     description:
-      - A Python that can import C(pynvml) of nvidia-ml-py, such as the role P(gpufleet.llm.cuda#role) provides. The
-        module starts itself again with it; a path that does not exist is passed over.
+      - A Python with nvidia-ml-py, such as the role P(gpufleet.llm.cuda#role) installs. The module restarts itself
+        with it. A path that does not exist is ignored.
     type: path
     default: /opt/gpufleet/venv/bin/python
   path_rootfs:
-    description: Folder below which the host's C(/proc), C(/sys), C(/lib/modules), C(/boot) and C(/var/lib/dkms) are seen.
+    description: Directory that contains the host's C(/proc), C(/sys), C(/lib/modules), C(/boot) and C(/var/lib/dkms).
     type: path
     default: /
   ollama_version:
-    description: Release of Ollama to judge the driver by; without it, a current one.
+    description: Release of Ollama to check the driver against. The default is a current one.
     type: str
   expected_gpus:
-    description: What the host should have; a difference is one of the RV(problems).
+    description: Expected GPUs. A difference is one of the RV(problems).
     type: list
     elements: dict
     default: []
     suboptions:
       name:
-        description: The GPU's name, or a part of it; case does not matter.
+        description: Name of the GPU or a part of it, case-insensitive.
         type: str
         required: true
       count:
-        description: How many there are to be.
+        description: Number of such GPUs.
         type: int
         default: 1
 """

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: host_info
-short_description: Read everything that a role's preflight asks of a host, in one round trip
+short_description: Return what a role's preflight needs to know of a host
 version_added: 1.0.0
 description:
-  - Reads the distribution, systemd's version, free space, links and files, who listens on a port, and the state of units, in one round trip.
+  - Reads the distribution, systemd's version, free space, links and files, listeners and the state of units in one round trip.
   - Changes nothing.
 author:
   - The gpufleet.llm maintainers (@gpufleet)
@@ -19,22 +19,22 @@ extends_documentation_fragment:
   - gpufleet.llm.attributes.info
 options:
   paths:
-    description: Paths whose state is wanted; free space is that of the nearest parent that exists.
+    description: Paths to return the state of. Free space is that of the nearest existing parent.
     type: list
     elements: path
     default: []
   ports:
-    description: TCP ports whose listeners are wanted.
+    description: TCP ports to return the listeners of.
     type: list
     elements: int
     default: []
   units:
-    description: systemd units whose state is wanted.
+    description: systemd units to return the state of.
     type: list
     elements: str
     default: []
   commands:
-    description: Programs whose path is wanted.
+    description: Programs to search in the path.
     type: list
     elements: str
     default: []

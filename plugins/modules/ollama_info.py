@@ -8,48 +8,48 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: ollama_info
-short_description: Read an Ollama server, its models, and how they compare with what is declared
+short_description: Return the state of an Ollama server and compare it with declared models
 version_added: 1.0.0
 description:
-  - Tells the server's version, the models in its store and those in memory, with their digests.
-  - Can read the settings that the running service really has, from the environment of its process.
-  - Can compare any number of declared models with the server by one call, so that a play need only touch those that differ.
+  - Returns the server's version, the models in its store and the loaded ones, with their digests.
+  - Can return the settings of the running service, from the environment of its process.
+  - Can compare any number of declared models with the server in one round trip, so that a play changes only those that differ.
 extends_documentation_fragment:
   - gpufleet.llm.ollama
   - gpufleet.llm.attributes.info
 options:
   unit:
-    description: The server's systemd unit, for RV(service). Reading its environment takes root.
+    description: The server's systemd unit, for RV(service). Reading its environment requires root.
     type: str
   declared:
     description:
       - Models to compare with the server, each with options of M(gpufleet.llm.ollama_model) (not O(gpufleet.llm.ollama_model#module:modelfile_path)).
-      - The key C(state) may be V(present) or V(absent), the key C(load) says whether it is to be in memory.
+      - The key C(state) is V(present) or V(absent). The key C(load) says whether the model should be loaded.
     type: list
     elements: dict
     default: []
   modelfiles:
-    description: Folder on the managed host in which each declared model has its Modelfile, C(<name>.modelfile), to be compared as well.
+    description: Directory on the host with the Modelfile of each declared model, C(<name>.modelfile), to compare as well.
     type: path
   measured:
     description:
-      - JSON file on the managed host with what was measured of each model when it was last in memory.
-        A measurement counts as long as the model, the server's version and its settings are the same.
+      - JSON file on the host with the last measurement of each model.
+        A measurement is valid while the model, the server's version and its settings stay the same.
     type: path
   planned:
-    description: Models of a plan of M(gpufleet.llm.gpu_capacity), whose figures are to stand beside what is measured.
+    description: Models of a plan of M(gpufleet.llm.gpu_capacity), to return next to the measured values.
     type: list
     elements: dict
     default: []
   plan:
-    description: File of the plan on the managed host, for RV(plan_pending).
+    description: Path of the plan on the host, for RV(plan_pending).
     type: path
   fingerprint:
     description: Fingerprint of the settings that the plan in O(plan) was made for. It is kept in O(measured).
     type: str
     default: ""
   must_answer:
-    description: Whether to fail when no server answers. In check mode the module never does.
+    description: Whether to fail if no server answers. In check mode the module never fails for that.
     type: bool
     default: true
 seealso:
@@ -170,7 +170,7 @@ declared:
       type: list
       elements: str
     load_pending:
-      description: Whether it is to be loaded. It is to be in memory for ever and is not, or nothing is known yet of what it takes there.
+      description: Whether it must be loaded, because it should stay loaded and is not, or because it has not been measured yet.
       type: bool
     measured:
       description:
@@ -187,7 +187,7 @@ declared:
       description: Tokens of context that it was trained for, when the server knows it.
       type: int
     problem:
-      description: Why it is not wholly on the GPU, with the numbers; null when it is, or may run elsewhere (C(allow_offload)).
+      description: Why it is not entirely on the GPU, with the numbers. Null if it is, or if it may run elsewhere (C(allow_offload)).
       type: str
     modelfile:
       description: Its Modelfile.
@@ -203,11 +203,11 @@ measured:
   type: dict
   returned: always
 measured_pending:
-  description: Whether O(measured) holds something else than RV(measured) under C(models) and O(fingerprint) under C(fingerprint).
+  description: Whether O(measured) must be written, because its C(models) or C(fingerprint) differ from RV(measured) and O(fingerprint).
   type: bool
   returned: always
 plan_pending:
-  description: Whether O(plan) is not there, or was made for other settings.
+  description: Whether O(plan) is missing, or was made for other settings.
   type: bool
   returned: always
 undeclared:

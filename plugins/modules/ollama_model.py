@@ -8,17 +8,17 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: ollama_model
-short_description: Declare a model of an Ollama server
+short_description: Manage a model of an Ollama server
 version_added: 1.0.0
 description:
-  - Has a model in the server's store as it is declared, loaded, unloaded, or absent.
-  - Compares what the server holds with what the declaration and its base come to, and creates a model only where they differ.
-    A second run changes nothing, and sends nothing but three reads.
-  - A model is always built from its base and never from itself, so a parameter that is taken out of the declaration goes from the model.
-    A base that was pulled again, or an edited Modelfile, is noticed.
-  - Checks names and types of parameters itself, in the words of Ollama's own client. The server takes anything, and then fails with each request.
-  - Unloads a model before it replaces or deletes it. The server does not, and would keep the old weights in VRAM.
-  - Needs nothing on the managed host but Python; it speaks to the server's HTTP API and does not use the C(ollama) command.
+  - Creates, changes, loads, unloads or removes a model.
+  - Compares the server's model with the declaration and its base, and creates a model only if they differ.
+    A second run changes nothing and sends three reads.
+  - Always builds a model from its base and never from itself, so removing a parameter from the declaration removes it from the model.
+    A base that was pulled again and an edited Modelfile are detected.
+  - Checks names and types of parameters like Ollama's own client. The server accepts anything, and then fails with each request.
+  - Unloads a model before it replaces or removes it. The server does not, and would keep the old weights in VRAM.
+  - Requires only Python on the managed host. It uses the server's HTTP API and not the C(ollama) command.
 extends_documentation_fragment:
   - gpufleet.llm.ollama
   - gpufleet.llm.attributes
@@ -26,11 +26,11 @@ attributes:
   check_mode:
     support: full
     details:
-      - With O(pull=always) the registry is asked whether the tag has moved. If it cannot be asked there is a warning, and no change is predicted.
-      - A server that cannot be reached is predicted to have no models, with a warning, so that the check of a whole play runs to its end on a fresh host.
+      - With O(pull=always) the module asks the registry whether the tag has moved. If that fails, it warns and predicts no change.
+      - If the server cannot be reached, the module warns and assumes that it has no models, so that check mode works on a fresh host.
   diff_mode:
     support: full
-    details: [Both sides are Modelfiles in one fixed order, with the digests of the weights on top.]
+    details: [Both sides are Modelfiles in a fixed order, with the digests of the weights first.]
 options:
   name:
     description: "Name of the model: C([host/][namespace/]model[:tag]). Without a tag it is C(latest)."
@@ -38,67 +38,67 @@ options:
     required: true
   state:
     description:
-      - V(present) has the model in the store as declared.
-      - V(loaded) is V(present), if anything is declared, and has it in memory, wholly on the GPU (see O(allow_offload)).
-        A load that ends otherwise is a failure, and is taken back.
-      - V(unloaded) has it out of memory and leaves the store alone.
-      - V(absent) has neither the model nor the sources that were kept for it. Its base stays.
+      - V(present) creates or changes the model in the store.
+      - V(loaded) is V(present), if anything is declared, and loads the model entirely on the GPU (see O(allow_offload)).
+        A load that ends otherwise is a failure, and the model is unloaded again.
+      - V(unloaded) unloads the model and does not change the store.
+      - V(absent) removes the model and the sources that were kept for it. Its base stays.
     type: str
     choices: [present, absent, loaded, unloaded]
     default: present
   from:
     description:
-      - The model that this one is made from, with its registry's host where it is not the public one. It is pulled as O(pull) says.
+      - The base model, with its registry's host if that is not the public one. O(pull) says when to pull it.
       - Without O(from), O(gguf), O(modelfile) and O(modelfile_path) the model itself is pulled.
     type: str
   gguf:
     description:
-      - Path of a GGUF file on the managed host. It is imported once under C(name:tag.src-<12 hex digits of its sha256>), and the model is made from that.
-      - The file is read at each run to know whether it is another one (about a second per GB), unless O(gguf_sha256) says what it is.
-      - The server needs up to three times the file's size in its store while it imports.
+      - Path of a GGUF file on the managed host. It is imported once as C(name:tag.src-<12 hex digits of its sha256>), and the model is created from that.
+      - Each run reads the file to compare it (about a second per GB), unless O(gguf_sha256) is given.
+      - During the import the server needs up to three times the file's size in its store.
     type: path
   gguf_sha256:
-    description: The sha256 of the file in O(gguf), as 64 hex digits. A file with another one is refused; once imported the file is not read again.
+    description: SHA-256 of the file in O(gguf), 64 hex digits. A file with another one is refused. An imported file is not read again.
     type: str
   modelfile:
     description:
       - A Modelfile as text. C(FROM) names a model, or files by absolute path.
-      - O(parameters) may stand beside it, and win over its C(PARAMETER) lines.
-      - Text with C({{ }}) has to be tagged C(!unsafe), or Ansible takes it for its own template.
+      - O(parameters) take precedence over its C(PARAMETER) lines.
+      - Mark text with C({{ }}) as C(!unsafe). Otherwise Ansible evaluates it.
     type: str
   modelfile_path:
-    description: Path of a Modelfile on the managed host. Relative paths in it start in its folder.
+    description: Path of a Modelfile on the managed host. Relative paths in it start in its directory.
     type: path
   parameters:
     description:
-      - Parameters as C(PARAMETER) lines have them, with their types, for example C(num_ctx=40960).
-      - What the base sets and the declaration does not is inherited. An empty list for C(stop) takes the base's stop words away.
+      - Parameters, as in C(PARAMETER) lines, with their types, such as C(num_ctx=40960).
+      - Parameters that are not declared are inherited from the base. An empty list for C(stop) removes the base's stop words.
       - Unknown names and wrong types are refused. The KV cache type, flash attention and the number of parallel slots are settings of the server.
     type: dict
   template:
     description:
       - The prompt template, in Go's syntax.
-      - It has C({{ }}) in it, as Ansible's templates do. Tag it C(!unsafe), or take it from a file with the file lookup.
+      - It contains C({{ }}), like Ansible's templates. Mark it as C(!unsafe), or read it with the file lookup.
     type: str
   system:
-    description: The system message. Empty inherits that of the base; the server has no way to take it away.
+    description: The system message. Empty inherits the base's. The server cannot remove it.
     type: str
   license:
-    description: Licence texts that are added to those of the base.
+    description: License texts to add to those of the base.
     type: list
     elements: str
   messages:
-    description: A conversation that comes before each chat. Empty inherits that of the base.
+    description: Messages before each chat. Empty inherits the base's.
     type: list
     elements: dict
     suboptions:
       role:
-        description: Who speaks.
+        description: Role of the message.
         type: str
         choices: [system, user, assistant]
         required: true
       content:
-        description: What is said.
+        description: Text of the message.
         type: str
         required: true
   adapter:
@@ -111,7 +111,7 @@ options:
     description: Name of one of the server's own output parsers.
     type: str
   quantize:
-    description: Quantise float weights (f16, bf16, f32) to this type while they are imported.
+    description: Quantize float weights (f16, bf16, f32) to this type during the import.
     type: str
     choices: [f16, bf16, q4_k_m, q4_k_s, q8_0]
   context_extension:
@@ -138,35 +138,35 @@ options:
     type: path
   base_digest:
     description:
-      - The digest that O(from) must have (without it the model itself), 12 to 64 hex digits, as M(gpufleet.llm.ollama_info) and C(ollama list) show it.
-      - A base that has another one is pulled; if the registry has another one too, the module fails.
+      - Required digest of O(from), or of the model itself without O(from). 12 to 64 hex digits, as M(gpufleet.llm.ollama_info) and C(ollama list) show it.
+      - A base with another digest is pulled. If the registry has another one too, the module fails.
     type: str
   pull:
     description:
       - V(missing) pulls what the store does not have.
       - V(always) also pulls when the registry has another version of the tag.
-      - V(never) never pulls, and fails when the base is not there.
+      - V(never) never pulls, and fails if the base is missing.
     type: str
     choices: [missing, always, never]
     default: missing
   insecure:
-    description: Reach the registry by plain HTTP.
+    description: Use plain HTTP for the registry.
     type: bool
     default: false
   keep_alive:
     description:
-      - How long the model stays in memory after its last request, for O(state=loaded). Seconds (V(300)), a duration (V(30m)), or V(-1) for ever.
-      - Without it the server's own setting counts.
+      - How long the model stays loaded after its last request, for O(state=loaded). Seconds (V(300)), a duration (V(30m)), or V(-1) for no limit.
+      - The default is the server's own setting.
     type: str
   allow_offload:
-    description: Accept a model that runs partly or wholly on the CPU, for O(state=loaded).
+    description: Accept a model that runs partly or entirely on the CPU, for O(state=loaded).
     type: bool
     default: false
   unit:
-    description: The server's systemd unit, from whose journal a refusal takes what the engine said of its layers and of the memory that it found.
+    description: The server's systemd unit. Its journal says how many layers and how much memory the engine found, for the error message.
     type: str
   unload_timeout:
-    description: Seconds to wait for a model to leave memory before it is replaced or deleted. A request that is being answered is not cut.
+    description: Seconds to wait for a model to be unloaded before it is replaced or removed. A running request is not cut off.
     type: int
     default: 60
 seealso:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: open_webui_backup
-short_description: Copy Open WebUI's data, put a copy back, or compare with one
+short_description: Back up, restore or verify the data of Open WebUI
 version_added: 1.0.0
 description:
-  - Copies the SQLite database through a read-only connection and SQLite's own backup, which is safe with the write-ahead log whether the
-    service runs or not; the uploads with it. A copy is complete or not there.
-  - What is read or written in the folder of the data is read and written as that folder's owner, so no link in it leads root anywhere.
-  - With O(marker) it keeps a note of an upgrade under way, so that the next run knows what an interrupted one left.
+  - Backs up the uploads and the SQLite database, through a read-only connection and SQLite's backup API.
+    That is safe with the write-ahead log, whether the service runs or not. A backup is complete or does not exist.
+  - Reads and writes the data directory as its owner, so that root follows no link in it.
+  - With O(marker) it records a running upgrade, so that the next run can settle an interrupted one.
 author:
   - The gpufleet.llm maintainers (@gpufleet)
 extends_documentation_fragment:
@@ -27,40 +27,40 @@ attributes:
 options:
   state:
     description:
-      - V(present) makes a copy and removes the oldest ones beyond O(keep); with O(marker) it notes the upgrade.
-      - V(restored) restores the copy O(name). The service has to be stopped.
-      - V(verified) fails where the data has less rows of users, chats, functions or files than the copy O(name), or is damaged; else it
+      - V(present) makes a backup and removes the oldest ones beyond O(keep). With O(marker) it records the upgrade.
+      - V(restored) restores the backup O(name). Stop the service first.
+      - V(verified) fails if the data is damaged, or has fewer users, chats, functions or files than the backup O(name). Otherwise it
         removes O(marker).
     type: str
     choices: [present, restored, verified]
     default: present
   data_dir:
-    description: Folder of the data.
+    description: Data directory.
     type: path
     default: /var/lib/open-webui
   backup_dir:
-    description: Folder of the copies.
+    description: Directory of the backups.
     type: path
     default: /var/backups/open-webui
   name:
-    description: Name of a copy; by default the one that O(marker) names, else the newest.
+    description: Name of a backup. The default is the one in O(marker), or the newest.
     type: str
   version:
-    description: Version of Open WebUI that the data belongs to; needed to make a copy.
+    description: Version of Open WebUI of the data. Required for O(state=present).
     type: str
   upgrade_to:
-    description: Version that the upgrade leads to, for O(marker).
+    description: Target version of the upgrade, for O(marker).
     type: str
   marker:
-    description: File that notes an upgrade under way.
+    description: File that records a running upgrade.
     type: path
   extra:
-    description: Further files to copy, such as the one with the secret key.
+    description: Additional files to back up, such as the one with the secret key.
     type: list
     elements: path
     default: []
   keep:
-    description: Copies kept.
+    description: Number of backups to keep.
     type: int
     default: 3
 """

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: open_webui_config
-short_description: Declare settings of a running Open WebUI
+short_description: Manage settings of a running Open WebUI
 version_added: 1.0.0
 description:
-  - Compares settings by their dotted keys and changes those that differ; all others stay as they are.
-  - With C(ENABLE_PERSISTENT_CONFIG=false) a change lasts until the service restarts, which then takes the environment.
-  - Only keys that are asked for appear in the result, as the whole list holds secrets.
+  - Compares settings by their dotted keys and changes those that differ. All others stay as they are.
+  - With C(ENABLE_PERSISTENT_CONFIG=false) a change lasts until the service restarts, which then uses its environment.
+  - Returns only the requested keys, because the complete list contains secrets.
 author:
   - The gpufleet.llm maintainers (@gpufleet)
 extends_documentation_fragment:
@@ -22,14 +22,14 @@ extends_documentation_fragment:
 attributes:
   check_mode:
     support: full
-    details: Where Open WebUI does not answer, as on a host that has none yet, nothing is predicted.
+    details: If Open WebUI does not answer, for example on a fresh host, nothing is predicted.
   diff_mode:
     support: full
 options:
   config:
     description: >-
-      Dotted keys and their values, as C(GET /api/v1/configs/export) names them. A key that the server does not have
-      is refused; V(true) and V(false) as text are taken as switches where the server holds one.
+      Dotted keys and their values, as in C(GET /api/v1/configs/export). A key that the server does not have
+      is refused. The texts V(true) and V(false) count as booleans if the server has a boolean.
     type: dict
     required: true
 """

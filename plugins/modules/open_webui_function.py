@@ -8,11 +8,11 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: open_webui_function
-short_description: Declare a function of Open WebUI
+short_description: Manage a function of Open WebUI
 version_added: 1.0.0
 description:
-  - Creates, changes, switches and removes a function (a filter, pipe or action). What is not given stays as it is.
-  - The server turns switches over and rewrites the text it is given; the module reads both first and compares with what would be stored.
+  - Creates, changes, enables and removes a function (a filter, pipe or action). Options that are not given stay as they are.
+  - The server toggles switches and rewrites the text. The module reads both first and compares with what would be stored.
 author:
   - The gpufleet.llm maintainers (@gpufleet)
 extends_documentation_fragment:
@@ -21,7 +21,7 @@ extends_documentation_fragment:
 attributes:
   check_mode:
     support: full
-    details: Where Open WebUI does not answer, as on a host that has none yet, check mode predicts for an empty one.
+    details: If Open WebUI does not answer, for example on a fresh host, check mode assumes an empty one.
   diff_mode:
     support: full
 options:
@@ -30,27 +30,27 @@ options:
     type: str
     required: true
   state:
-    description: Whether the function is to be there.
+    description: Whether the function exists.
     type: str
     choices: [present, absent]
     default: present
   name:
-    description: Name that the administrator's settings show; needed for a new function.
+    description: Name in the administrator's UI. Required for a new function.
     type: str
   description:
-    description: Description that Open WebUI shows.
+    description: Description in the UI.
     type: str
   content:
-    description: The function's Python text; needed for a new function.
+    description: Python text of the function. Required for a new function.
     type: str
   active:
-    description: Whether the function is switched on.
+    description: Whether the function is enabled.
     type: bool
   global:
-    description: Whether it is applied to every model.
+    description: Whether the function applies to every model.
     type: bool
   valves:
-    description: Its settings, as a whole; a setting that is not named takes its default.
+    description: All settings of the function. A setting that is not given gets its default.
     type: dict
 """
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: open_webui_model
-short_description: Declare what Open WebUI keeps of a model
+short_description: Manage a model's entry in Open WebUI
 version_added: 1.0.0
 description:
-  - Creates, changes and removes Open WebUI's entry for a model - who may use it, what Open WebUI offers with it, parameters that it sends.
-  - The model itself is another server's, see M(gpufleet.llm.ollama_model); an entry for a model that no server has is shown to nobody.
-  - What is not given stays as it is, keys of O(capabilities) and O(params) included.
+  - Creates, changes and removes Open WebUI's entry for a model - access, capabilities and parameters.
+  - The model itself belongs to the Ollama server, see M(gpufleet.llm.ollama_model). An entry without a model is shown to nobody.
+  - Options that are not given stay as they are, including keys of O(capabilities) and O(params).
 author:
   - The gpufleet.llm maintainers (@gpufleet)
 extends_documentation_fragment:
@@ -22,49 +22,49 @@ extends_documentation_fragment:
 attributes:
   check_mode:
     support: full
-    details: Where Open WebUI does not answer, as on a host that has none yet, check mode predicts for an empty one.
+    details: If Open WebUI does not answer, for example on a fresh host, check mode assumes an empty one.
   diff_mode:
     support: full
 options:
   id:
-    description: Name of the model as its server lists it, tag included (C(qwen3-14b-4090:latest)); or a new one with O(base).
+    description: Name of the model on its server, with its tag (C(qwen3-14b-4090:latest)), or a new name with O(base).
     type: str
     required: true
   state:
-    description: Whether there is to be an entry.
+    description: Whether the entry exists.
     type: str
     choices: [present, absent]
     default: present
   base:
-    description: Name of the model that one with settings of its own builds on; left out for the server's model itself.
+    description: The server's model, for an entry with its own settings. Omit it for the server's model itself.
     type: str
   name:
-    description: Name that Open WebUI shows; by default O(id) for a new entry.
+    description: Name in the UI. The default for a new entry is O(id).
     type: str
   description:
-    description: Description that Open WebUI shows.
+    description: Description in the UI.
     type: str
   active:
-    description: Whether it can be chosen.
+    description: Whether users can select the model.
     type: bool
   access:
     description:
-      - Who besides administrators may use it. Without an entry nobody may, unless C(BYPASS_MODEL_ACCESS_CONTROL) is set.
-      - A new entry is for administrators.
+      - Who may use the model, in addition to administrators. Without an entry nobody may, unless C(BYPASS_MODEL_ACCESS_CONTROL) is set.
+      - The default for a new entry is administrators only.
     type: str
     choices: [everyone, administrators, groups]
   groups:
-    description: Names of the groups that may use it, with O(access=groups).
+    description: Names of the groups that may use the model, with O(access=groups).
     type: list
     elements: str
   capabilities:
     description: >-
-      What Open WebUI offers with it, such as C(vision), C(file_upload) or C(builtin_tools), each V(true) or V(false); V(none) takes a key out.
+      Capabilities such as C(vision), C(file_upload) or C(builtin_tools), each V(true) or V(false). V(none) removes a key.
     type: dict
   params:
     description: >-
-      Parameters that go with each request, title calls included. Leave the context to the Modelfile, as another C(num_ctx) makes Ollama
-      load the model again; V(none) takes a key out.
+      Parameters of each request, including title requests. Set the context in the Modelfile, because another C(num_ctx) makes Ollama
+      load the model again. V(none) removes a key.
     type: dict
 """
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: open_webui_secrets
-short_description: Keep the file of Open WebUI's secret environment variables
+short_description: Manage the file with Open WebUI's secret environment variables
 version_added: 1.0.0
 description:
-  - Writes an environment file that only root can read. Names in O(generate) get a value once and keep it.
-  - Neither the result nor the diff carries a value, only the names that changed.
-  - When the administrator's password changes, the former one is put beside the file until M(gpufleet.llm.open_webui_token) has
-    changed it in Open WebUI too.
+  - Writes an environment file that only root can read. Variables in O(generate) get a value once and keep it.
+  - Result and diff contain the names that changed and never a value.
+  - If the administrator's password changes, the previous one is kept in a separate file until M(gpufleet.llm.open_webui_token) has
+    changed it in Open WebUI.
 author:
   - The gpufleet.llm maintainers (@gpufleet)
 extends_documentation_fragment:
@@ -24,27 +24,27 @@ attributes:
     support: full
   diff_mode:
     support: full
-    details: Shows names, never values.
+    details: Shows names and never values.
 options:
   path:
-    description: The file.
+    description: Path of the file.
     type: path
     default: /etc/gpufleet/open_webui.secrets.env
   values:
-    description: Variables and their values; a null removes one.
+    description: Variables and their values. A null removes a variable.
     type: dict
     required: true
   generate:
-    description: Variables that get a random value of 384 bits where they have none.
+    description: Variables that get a random value of 384 bits if they have none.
     type: list
     elements: str
     default: [WEBUI_SECRET_KEY]
   pid:
-    description: Main process of the running service; its environment is compared with the file.
+    description: Main process of the running service. Its environment is compared with the file.
     type: int
     default: 0
   previous:
-    description: Keep the file as it was beside the new one, as C(.previous), for a way back; the caller removes it.
+    description: Keep the previous file as C(.previous) for a rollback. The caller removes it.
     type: bool
     default: false
 """

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: open_webui_token
-short_description: Sign in to Open WebUI once, for the rest of the play
+short_description: Sign in to Open WebUI and return a token
 version_added: 1.0.0
 description:
-  - Waits until Open WebUI is ready, signs in and returns the token. Register it with C(no_log) and hand it to the other modules, as
-    sign-ins are limited to 15 in 180 seconds per e-mail, successes included.
-  - Where the password is refused and O(former_password_file) is there, signs in with what that file says, changes the password to
+  - Waits until Open WebUI is ready, signs in and returns the token. Register it with C(no_log) and pass it to the other modules,
+    because sign-ins are limited to 15 in 180 seconds per e-mail address, including successful ones.
+  - If the password is refused and O(former_password_file) exists, it signs in with the password in that file, changes it to
     O(password), and removes the file.
 author:
   - The gpufleet.llm maintainers (@gpufleet)
@@ -23,32 +23,32 @@ attributes:
   check_mode:
     support: full
     details: >-
-      In check mode nothing is changed, the former password's token is returned where the new one is not taken yet, and an empty token
-      where Open WebUI does not answer, as on a host that has none yet.
+      Check mode changes nothing. It returns a token for the previous password if the new one is not set yet, and an empty token
+      if Open WebUI does not answer, for example on a fresh host.
   diff_mode:
     support: none
 options:
   url:
-    description: Address of Open WebUI, without a path.
+    description: URL of Open WebUI, without a path.
     type: str
     default: http://127.0.0.1:8080
   email:
-    description: E-mail of the account.
+    description: E-mail address of the account.
     type: str
     required: true
   password:
-    description: Its password.
+    description: Password of the account.
     type: str
     required: true
   former_password_file:
-    description: File on the host with the password before the last change; M(gpufleet.llm.open_webui_secrets) writes it.
+    description: File on the host with the previous password. M(gpufleet.llm.open_webui_secrets) writes it.
     type: path
   wait_s:
     description: Seconds to wait until Open WebUI is ready.
     type: int
     default: 120
   unit:
-    description: systemd unit of Open WebUI on this host; waiting ends at once when it has failed.
+    description: systemd unit of Open WebUI on this host. If it has failed, the module does not wait.
     type: str
   timeout_s:
     description: Seconds that one request may take.

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: open_webui_user
-short_description: Declare an account of Open WebUI
+short_description: Manage an account of Open WebUI
 version_added: 1.0.0
 description:
-  - Creates, changes and removes an account. What is not given stays as it is.
-  - The first administrator comes from the environment of the service and is not made here; Open WebUI refuses to remove it or to take
+  - Creates, changes and removes an account. Options that are not given stay as they are.
+  - The first administrator comes from the environment of the service. Open WebUI refuses to remove it or to change
     its role.
 author:
   - The gpufleet.llm maintainers (@gpufleet)
@@ -22,36 +22,36 @@ extends_documentation_fragment:
 attributes:
   check_mode:
     support: full
-    details: Where Open WebUI does not answer, as on a host that has none yet, check mode predicts for an empty one.
+    details: If Open WebUI does not answer, for example on a fresh host, check mode assumes an empty one.
   diff_mode:
     support: full
 options:
   email:
-    description: Address of the account, by which it is known.
+    description: E-mail address, which identifies the account.
     type: str
     required: true
   state:
     description: >-
-      Whether the account is to be there; V(absent) takes its chats too.
+      Whether the account exists. V(absent) also removes its chats.
     type: str
     choices: [present, absent]
     default: present
   name:
-    description: Name that Open WebUI shows; by default the address for a new account.
+    description: Name in the UI. The default for a new account is the address.
     type: str
   role:
-    description: V(pending) sees nothing, V(user) may chat. A new account is V(user).
+    description: V(pending) sees nothing, V(user) may chat. The default for a new account is V(user).
     type: str
     choices: [pending, user, admin]
   password:
     description: >-
-      Its password, from a vault; needed for a new account. The role has Open WebUI ask for eight characters and more with a small and
-      a capital letter, a digit and a sign.
+      Password, from a vault. Required for a new account. With the role's settings Open WebUI requires eight characters, with a lower-case
+      and an upper-case letter, a digit and a symbol.
     type: str
   update_password:
     description:
-      - V(on_create) leaves the password of an account that is there to its owner.
-      - V(always) signs in with it, which is one of 15 sign-ins in 180 seconds that the address has, and sets it where it is refused.
+      - V(on_create) does not change the password of an existing account.
+      - V(always) tries the password, which counts as one of 15 sign-ins in 180 seconds, and sets it if it is refused.
     type: str
     choices: [on_create, always]
     default: on_create

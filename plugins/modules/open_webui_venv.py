@@ -8,13 +8,12 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: open_webui_venv
-short_description: Build the virtual environment of one Open WebUI version
+short_description: Install the virtual environment of an Open WebUI version
 version_added: 1.0.0
 description:
-  - Builds a virtual environment at its final path and writes a stamp last; a tree without a stamp is removed and built again, so an
-    interrupted run is completed by the next one.
-  - pip installs uv into a work folder, with the host's own pip configuration; uv installs the packages; the work folder is removed.
-  - A second run that finds the first one still at work on the host waits for it.
+  - Builds a virtual environment at its final path and writes a stamp last. An environment without a stamp is removed and built again.
+  - pip installs uv into a temporary directory, with the host's pip configuration. uv then installs the packages.
+  - A second run waits for a first one that still runs on the host.
 author:
   - The gpufleet.llm maintainers (@gpufleet)
 extends_documentation_fragment:
@@ -26,7 +25,7 @@ attributes:
     support: full
 options:
   path:
-    description: Where the environment is to be.
+    description: Path of the environment.
     type: path
     required: true
   version:
@@ -35,27 +34,27 @@ options:
     required: true
   package_set:
     description:
-      - V(slim) is the set of the official slim image, for chats that models elsewhere answer.
-      - V(full) is what the package asks for, local embeddings and document readers included.
+      - V(slim) is the set of the official slim image, without local embeddings and document readers.
+      - V(full) contains all dependencies of the package.
     type: str
     choices: [slim, full]
     default: slim
   python:
-    description: Interpreter to build it with, 3.11 or 3.12.
+    description: Python interpreter of the environment, 3.11 or 3.12.
     type: path
     required: true
   installer:
-    description: Interpreter that pip is run with to bring uv; any that the distribution makes environments with. By default O(python).
+    description: Python interpreter that runs pip to install uv. The default is O(python).
     type: path
   requirements:
-    description: File on the host that names every package with its hashes, open-webui included; without it the package's own lists decide.
+    description: File on the host with all packages and their hashes, including open-webui. Without it the package's own lists are used.
     type: path
   uv_requirements:
-    description: File on the host that pins uv with its hashes.
+    description: File on the host with the version and hashes of uv.
     type: path
     required: true
   index_url:
-    description: Package index to take instead of the one that pip is configured with.
+    description: URL of the package index. The default is pip's configuration.
     type: str
 """
 

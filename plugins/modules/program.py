@@ -10,8 +10,8 @@ module: program
 short_description: Install a program of this collection on a host
 version_added: 1.0.0
 description:
-  - Copies the Python packages of a program that runs on the host without Ansible, such as the VRAM guard, as one folder.
-  - The folder holds nothing else afterwards; it is replaced as a whole, and the previous one stays until the new one is complete.
+  - Copies the Python packages of a program that runs on the host without Ansible, such as the VRAM guard, into one directory.
+  - The directory contains nothing else. It is replaced as a whole, and the previous one stays until the new one is complete.
 author:
   - The gpufleet.llm maintainers (@gpufleet)
 attributes:
@@ -31,15 +31,15 @@ options:
     required: true
     choices: [vram_guard, open_webui_retention, soak]
   path:
-    description: The folder on the host that holds the program and nothing else.
+    description: The directory on the host for the program and nothing else.
     type: path
     required: true
   python:
-    description: The interpreter that runs the program; it compiles the files, since the program's own user may not write there.
+    description: The interpreter that runs the program. It also compiles the files, because the program's user may not write there.
     type: path
     default: /usr/bin/python3
   files:
-    description: The program's files, path to text. The controller fills it in; do not set it.
+    description: The program's files, path to text. Set by the controller, not by you.
     type: dict
 """
 

@@ -8,44 +8,44 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: report
-short_description: Judge measures of a soak test or a fleet's verification, and write the report
+short_description: Judge a load test or a verification, and write the report
 version_added: 1.0.0
 description:
-  - Writes C(report.json), C(report.md) and, where I(html) is true, C(report.html) into a folder of the machine that it runs on, which is the controller.
-  - The HTML is one file that loads nothing, prints, and is readable on a phone. Its plots are drawn by matplotlib.
+  - Writes C(report.json), C(report.md) and, with O(html=true), C(report.html) on the machine that it runs on, usually the controller.
+  - The HTML is one file without external resources. Matplotlib draws its plots.
 author:
   - The gpufleet.llm maintainers (@gpufleet)
 requirements:
-  - matplotlib, for I(html) with measures
+  - matplotlib, for O(html=true) with samples
 extends_documentation_fragment: []
 attributes:
   check_mode:
     support: full
-    description: Judges, and writes nothing.
+    description: Judges without writing.
   diff_mode:
     support: none
-    description: The files are new at each run.
+    description: The files are written at each run.
 options:
   kind:
     description:
-      - C(soak) judges measures of hosts, C(compare) the same load on different settings, C(verify) what was seen of a fleet.
-      - The verdict of C(soak) and C(verify) is that of all hosts; that of C(compare) is the last setting's, which the others are compared with.
-      - C(none) does nothing but check that what I(html) needs is there.
+      - V(soak) judges samples of hosts, V(compare) the same load with different settings, V(verify) the verification of a fleet.
+      - The verdict of V(soak) and V(verify) covers all hosts. The verdict of V(compare) is that of the last setting.
+      - V(none) only checks whether the packages for O(html) are installed.
     type: str
     choices: [soak, compare, verify, none]
     default: soak
   measures:
-    description: Measures that M(gpufleet.llm.soak_run) fetched, for C(soak) and C(compare).
+    description: Samples from M(gpufleet.llm.soak_run), for V(soak) and V(compare).
     type: list
     elements: dict
     default: []
     suboptions:
       name:
-        description: What the measure is called in the report, such as the host's name.
+        description: Name in the report, such as the host's name.
         type: str
         required: true
       path:
-        description: File with the measure.
+        description: Path of the file with the samples.
         type: path
         required: true
   hosts:
@@ -54,18 +54,18 @@ options:
     elements: dict
     default: []
   limits:
-    description: Limits of the verdicts that differ from the defaults; a null reports and does not judge. docs/guides/soak.md lists them.
+    description: Limits of the verdicts that differ from the defaults. Null reports without judging.
     type: dict
     default: {}
   dest:
-    description: Folder for the files; made where it is not there.
+    description: Directory for the files. It is created if it does not exist.
     type: path
   html:
-    description: Whether to write the HTML too.
+    description: Whether to write the HTML report.
     type: bool
     default: true
   title:
-    description: Headline.
+    description: Title of the report.
     type: str
     default: ""
 """

@@ -11,11 +11,11 @@ module: role_vars
 short_description: Refuse variables that a role does not know or cannot use
 version_added: 1.0.0
 description:
-  - Every variable of the host that starts with the role's name and an underscore has to be an option in the role's C(meta/argument_specs.yml).
+  - Every variable of the host that starts with the role's name and an underscore must be an option in the role's C(meta/argument_specs.yml).
   - Names with C(found) after the role's name are facts that the role publishes, not settings.
-  - Role argument validation refuses wrong types, but it does not see a misspelt name. This module does.
-  - With O(bounds), every value that is out of its bounds is named by itself.
-  - It runs on the controller and opens no connection to the host.
+  - Role argument validation refuses wrong types, but it does not detect a misspelled name. This module does.
+  - With O(bounds), it names every value that is out of its bounds.
+  - Runs on the controller and opens no connection to the host.
 author:
   - The gpufleet.llm maintainers (@gpufleet)
 attributes:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: service_folder
-short_description: A folder that a service owns, made without following its links
+short_description: Create a directory for a service without following its links
 version_added: 1.0.0
 description:
-  - Makes a folder and gives it to a service's account. The folder above may be the service's own; so a link that the service could have put
-    there is refused, and owner and mode are set by a descriptor that no rename changes.
-  - C(ansible.builtin.file) sets the owner of whatever a link in such a place points to.
+  - Creates a directory and makes a service's account its owner. The parent may belong to the service, so a link in its place is refused.
+    Owner and mode are set through a file descriptor, which no rename can redirect.
+  - C(ansible.builtin.file) would follow such a link and change the owner of its target.
 author:
   - The gpufleet.llm maintainers (@gpufleet)
 extends_documentation_fragment:
@@ -25,19 +25,19 @@ attributes:
     support: full
 options:
   path:
-    description: Absolute path of the folder. Folders above it that are missing are made as root's, mode 0755.
+    description: Absolute path of the directory. Missing parents are created for root with mode 0755.
     type: path
     required: true
   owner:
-    description: The service's account.
+    description: Account of the service.
     type: str
     required: true
   group:
-    description: The service's group.
+    description: Group of the service.
     type: str
     required: true
   mode:
-    description: Mode of the folder in octal digits.
+    description: Mode of the directory in octal digits.
     type: str
     required: true
 """

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: soak_run
-short_description: Put a load on a host's model server, and measure the host meanwhile
+short_description: Put a load on a host and measure it
 version_added: 1.0.0
 description:
-  - Writes the program of the soak test into a folder of its own, runs it there as the transient unit C(gpufleet-soak.service),
-    shows its progress line by line, fetches what it measured, and removes the folder.
-  - When the play is interrupted the test is stopped in an orderly way, and what it measured so far is fetched.
-  - A crash of the server, an error, a lost card are results, not failures of this module.
-  - The playbook C(gpufleet.llm.soak) and the role P(gpufleet.llm.soak#role) are what people use.
+  - Copies the program of the load test to the host, runs it as the transient unit C(gpufleet-soak.service),
+    shows its progress, fetches the samples, and removes the program.
+  - If the play is interrupted, it stops the test and fetches the samples so far.
+  - A crash of the server, an error or a lost card is a result and not a failure of this module.
+  - Use the playbook C(gpufleet.llm.soak) or the role P(gpufleet.llm.soak#role).
 author:
   - The gpufleet.llm maintainers (@gpufleet)
 attributes:
   check_mode:
     support: full
-    description: Does nothing in check mode, as a load is one.
+    description: Does nothing in check mode.
   diff_mode:
     support: none
     description: There is nothing to compare.
@@ -31,15 +31,15 @@ attributes:
 extends_documentation_fragment: []
 options:
   config:
-    description: What is to be asked, of whom; the keys are those of CONFIG in C(plugins/module_utils/_soak/program.py).
+    description: The load and its target. The keys are those of CONFIG in C(plugins/module_utils/_soak/program.py).
     type: dict
     required: true
   python:
-    description: Python 3.9 or newer on the host. One that has nvidia-ml-py reads the GPUs through it.
+    description: Python 3.9 or newer on the host, with nvidia-ml-py to read the GPUs.
     type: path
     required: true
   dest:
-    description: File on the controller for the measure, gzipped JSON lines.
+    description: File on the controller for the samples, gzipped JSON lines.
     type: path
     required: true
   poll_s:

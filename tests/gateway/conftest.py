@@ -14,6 +14,7 @@ import http.server
 import json
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import socket
@@ -113,6 +114,27 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Keep the tests' output short."""
 
 
+def comment(text, style="plain"):
+    """As Ansible's filter: each line of the text behind a mark of the language."""
+    mark = {"plain": "#", "c": "//"}[style]
+    return "\n".join([mark, *(f"{mark} {line}" for line in str(text).split("\n")), mark])
+
+
+def environment():
+    """Jinja as Ansible sets it up, with the filters that the role's templates use."""
+    engine = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
+    engine.tests["search"] = lambda value, pattern: re.search(pattern, value) is not None
+    engine.filters.update(
+        bool=lambda value: value if isinstance(value, bool) else str(value).lower() in ("true", "yes", "1"),
+        comment=comment,
+        quote=lambda value: shlex.quote(str(value)),
+        ternary=lambda value, yes, no: yes if value else no,
+        to_nice_json=json.dumps,
+        unique=lambda value: list(dict.fromkeys(value)),
+    )
+    return engine
+
+
 class Gateway:
     """One nginx with the role's configuration."""
 
@@ -166,11 +188,7 @@ class Gateway:
         return values
 
     def _render(self):
-        engine = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
-        engine.filters["bool"] = lambda value: value if isinstance(value, bool) else str(value).lower() in ("true", "yes", "1")
-        engine.filters["to_nice_json"] = json.dumps
-        engine.filters["quote"] = shlex.quote
-        engine.filters["ternary"] = lambda value, yes, no: yes if value else no
+        engine = environment()
         for name in ("nginx.conf", "policy.js", "renew.conf", "upstreams.list"):
             text = engine.from_string((ROLE / "templates" / f"{name}.j2").read_text()).render(self.variables)
             # The world of the test: its own folders, files in place of the journal, and no other user.

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import shutil
 import socket
 import subprocess
 import threading
 import time
 
-import jinja2
 import pytest
-from conftest import ROLE, Gateway
+from conftest import ROLE, Gateway, environment
 
 BODY = json.dumps({"model": "qwen3", "messages": [], "options": {"num_ctx": 1234, "top_k": 3}, "keep_alive": 0}).encode()
 
@@ -654,8 +652,6 @@ def test_an_authority_for_a_host_of_any_name(tmp_path, name):
 
 def render(name, folder, **values):
     """A template of the role as Ansible would lay it down: quoted by the same function."""
-    engine = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
-    engine.filters.update(quote=shlex.quote, ternary=lambda value, yes, no: yes if value else no, unique=lambda value: list(dict.fromkeys(value)))
     world = {
         "__gateway_tls_dir": str(folder / "tls"),
         "__gateway_config_dir": str(folder),
@@ -668,7 +664,7 @@ def render(name, folder, **values):
         "gateway_names": ["a.example"],
         "inventory_hostname": "h",
     }
-    return engine.from_string((ROLE / "templates" / f"{name}.j2").read_text()).render({**world, **values})
+    return environment().from_string((ROLE / "templates" / f"{name}.j2").read_text()).render({**world, **values})
 
 
 def renew_with(folder, host, names):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import http.client
 import json
 import pathlib
+import re
 import socket
 
 import pytest
@@ -70,7 +71,16 @@ def test_what_changes_the_server_is_closed(pin, ollama, path, method):
 
 @pytest.mark.parametrize(
     ("body", "status"),
-    [(b"", 400), (b"{", 400), (b'{"model": "qwen3", "Model": "x"}', 400), (b'{"prompt": "x"}', 400), (b'{"model": "other"}', 404), (b'{"name": "OTHER"}', 404)],
+    [
+        (b"", 400),
+        (b"{", 400),
+        (b'{"model": "qwen3", "text": "a\x01"}', 400),
+        (b'{"model": "qwen3", "text": "\\x"}', 400),
+        (b'{"model": "qwen3", "Model": "x"}', 400),
+        (b'{"prompt": "x"}', 400),
+        (b'{"model": "other"}', 404),
+        (b'{"name": "OTHER"}', 404),
+    ],
 )
 def test_what_is_not_understood_or_not_declared_does_not_pass(pin, ollama, body, status):
     assert ask(pin.port, "POST", "/0/api/chat", body)[0] == status and not ollama.seen
@@ -118,7 +128,12 @@ def test_each_server_has_its_own_way(open_webui_pin, ollama, page):
     assert ollama.seen[0]["headers"]["Host"] == "localhost"
 
 
-def test_the_copy_is_the_gateways():
+def test_pin_and_pattern_are_the_gateways():
     role = pathlib.Path(__file__).resolve().parents[2] / "roles"
-    tasks = (role / "open_webui/vars/main.yml").read_text(encoding="utf-8")
-    assert "gateway/files/pin.js" in tasks and not list((role / "open_webui").rglob("pin.js"))
+    variables = (role / "open_webui/vars/main.yml").read_text(encoding="utf-8")
+    assert "gateway/files/pin.js" in variables and not list((role / "open_webui").rglob("pin.js"))
+    checks = [
+        re.findall(r"if \(\$request_body !~ .*", (role / path).read_text(encoding="utf-8"))
+        for path in ("gateway/templates/nginx.conf.j2", "open_webui/templates/pin.conf.j2")
+    ]
+    assert checks[0] and checks[0] == checks[1]

@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "_host": set(),
     "_gpu": {"_host"},
     "_driver": {"_host"},
-    "_ollama": {"_host", "_http"},
+    "_ollama": {"_http"},
     "_plan": {"_gpu", "_host", "_http", "_ollama"},
     "_open_webui": {"_host", "_http", "_ollama"},
     "_guard": {"_gpu", "_host", "_stats"},
@@ -79,6 +79,11 @@ def test_every_package_is_in_the_table():
 def test_a_package_imports_only_what_the_table_allows(package):
     used = {(name, target) for name, found in IMPORTS.items() if package_of(name) == package for target, _early in found if package_of(target) != package}
     assert {(name, target) for name, target in used if package_of(target) not in MAY_IMPORT[package]} == set()
+
+
+def test_the_table_allows_nothing_that_is_not_used():
+    used = {(package_of(name), package_of(target)) for name, found in IMPORTS.items() for target, _early in found}
+    assert {(package, below) for package, row in MAY_IMPORT.items() for below in row} - used == set()
 
 
 def test_the_table_has_no_cycle():
@@ -142,3 +147,18 @@ def test_the_diagram_of_the_packages_shows_the_table():
 @pytest.mark.parametrize("path", sorted(path.relative_to(REPO).as_posix() for kind in PLUGINS for path in (REPO / "plugins" / kind).glob("*.py")))
 def test_every_plugin_finds_what_it_imports(path):
     importlib.import_module(f"ansible_collections.gpufleet.llm.{path.removesuffix('.py').replace('/', '.')}")
+
+
+def test_the_map_of_questions_names_every_package_and_files_that_exist():
+    """A bare `name.py` is of the package that was named last in its row."""
+    text = (REPO / "docs/development/README.md").read_text(encoding="utf-8")
+    rows = text.partition("In `plugins/module_utils`:")[2].partition("A package imports from")[0].splitlines()
+    named = []
+    for row in rows:
+        folder = ""
+        for place, name in re.findall(r"`((?:[\w.]+/)*)([\w.]+\.py)`", row):
+            folder = place or folder
+            named.append(name if name.startswith("_") else folder + name)
+    lost = [name for name in named if not (ROOT / name).exists() and not (REPO / name).exists()]
+    assert (lost, len(named) > 40) == ([], True)
+    assert {package for package in MAY_IMPORT if not any(name.startswith(package) for name in named)} == {"_stats"}

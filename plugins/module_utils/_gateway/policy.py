@@ -14,9 +14,10 @@ from __future__ import annotations
 import hashlib
 import re
 
-NAME = re.compile(r"^[a-z][a-z0-9_]{0,31}$")  # part of names of nginx variables and zones
-SHA256 = re.compile(r"^[0-9a-f]{64}$")
-TOKEN = re.compile(r"^[A-Za-z0-9._~+/=-]{32,512}$")  # RFC 6750, b64token; 32 characters of a random alphabet are 128 bits and more
+NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")  # part of names of nginx variables and zones
+SHA256 = re.compile(r"[0-9a-f]{64}")
+TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{32,512}")  # RFC 6750, b64token; 32 characters of a random alphabet are 128 bits and more
+MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,255}")  # stands in policy.js, in the log and in a path
 ROUTES = ("native", "openai")
 PINS = ("strip", "refuse", "off")
 LIMITS = ("rate_per_minute", "burst", "streams")
@@ -32,10 +33,14 @@ def canonical(model):
 def problems(tokens, models):
     """A sentence for each thing that is wrong with a list of tokens; [] where nothing is. Never quotes a token."""
     declared = {canonical(model["name"]) for model in models if isinstance(model, dict) and "name" in model}
-    found = []
+    found = [
+        f"The model {model['name']!r} has a name that no file should hold; wanted are letters, digits and . _ : / - that begin with a letter or digit."
+        for model in models
+        if isinstance(model, dict) and "name" in model and not MODEL.fullmatch(str(model["name"]))
+    ]
     seen_names, seen_hashes = set(), {}
     for index, entry in enumerate(tokens):
-        if not isinstance(entry, dict) or not isinstance(entry.get("name"), str) or not NAME.match(entry["name"]):
+        if not isinstance(entry, dict) or not isinstance(entry.get("name"), str) or not NAME.fullmatch(entry["name"]):
             found.append(
                 f"Entry {index + 1} of gateway_tokens has no name that can be used; up to 32 small letters, digits and _ that begin with a letter were wanted."
             )
@@ -55,9 +60,9 @@ def problems(tokens, models):
 def _secret_problems(name, entry, seen):
     if ("token" in entry) == ("sha256" in entry):
         return [f"Token {name} has {'both' if 'token' in entry else 'neither'} token and sha256; one of them was wanted."]
-    if "sha256" in entry and not SHA256.match(str(entry["sha256"])):
+    if "sha256" in entry and not SHA256.fullmatch(str(entry["sha256"])):
         return [f"Token {name} has a sha256 that is none; 64 hexadecimal digits in small letters were wanted (printf %s TOKEN | sha256sum)."]
-    if "token" in entry and not TOKEN.match(str(entry["token"])):
+    if "token" in entry and not TOKEN.fullmatch(str(entry["token"])):
         return [
             f"Token {name} has {len(str(entry['token']))} characters or some that no bearer token has; 32 to 512 letters, digits and . _ ~ + / = - "
             "were wanted. `openssl rand -hex 32` makes one; keep it in a vault."

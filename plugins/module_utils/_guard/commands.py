@@ -73,7 +73,7 @@ def _model_table(last, history, settings):
 def _fence_lines(fence, now):
     if fence:
         lasted = round(now - fence["since"])
-        yield f"FENCED     for {lasted} s: {fence['why']}; `vram-guard unfence` when it is mended"
+        yield f"FENCED     for {lasted} s: {fence['why']}; `vram-guard unfence` when the cause is removed"
 
 
 def _budget_lines(history, settings, now):

@@ -22,7 +22,7 @@ from .report import say
 USAGE = """vram-guard [--config FILE] COMMAND
   status      what the guard sees, what it decided, what is left of its budgets
   explain     its rules and this host's thresholds
-  unfence     remove a fence when the cause is mended
+  unfence     remove a fence when its cause is removed
   --dry-run   check and decide now, print the decision, change nothing
   tick        one tick, as vram-guard.service runs it
   act         do what the guard has asked for, as vram-guard-act.service runs it"""

@@ -18,6 +18,8 @@ import stat
 import subprocess
 import tempfile
 
+from .units import Run
+
 PACKAGE = "gpufleet_llm"
 
 # The packages, and modules beside them, that a program imports, directly or through another one.
@@ -32,7 +34,7 @@ class ProgramError(Exception):
     """A program that does not exist, or a folder that cannot be replaced; the text is for the operator."""
 
 
-def sources(name, root=None):
+def sources(name: str, root: str | None = None) -> dict[str, str]:
     """{path below the program's folder: text} of the program *name*, with the package that holds its packages.
 
     *root* is the folder of ``module_utils``; None is this collection's own.
@@ -48,7 +50,7 @@ def sources(name, root=None):
     return found
 
 
-def _python_files(place):
+def _python_files(place: str) -> list[str]:
     """The Python files of a package, or the one that is a module by itself."""
     if place.endswith(".py"):
         return [place]
@@ -57,7 +59,7 @@ def _python_files(place):
     ]
 
 
-def digest(files):
+def digest(files: dict[str, str]) -> str:
     """SHA-256 over paths and texts, as hexadecimal digits: the same for the same program."""
     made = hashlib.sha256()
     for path in sorted(files):
@@ -66,7 +68,7 @@ def digest(files):
     return made.hexdigest()
 
 
-def installed(folder):
+def installed(folder: str) -> dict[str, str]:
     """What is in *folder*: {path: text} without compiled files; empty where there is no folder."""
     found = {}
     for place, folders, names in os.walk(folder):
@@ -78,19 +80,19 @@ def installed(folder):
     return found
 
 
-def difference(folder, files):
+def difference(folder: str, files: dict[str, str]) -> list[str]:
     """Paths below *folder* that are missing, differ, do not belong there, or that others than root can write."""
     there = installed(folder)
     wrong = {path for path in set(there) | set(files) if there.get(path) != files.get(path)}
     return sorted(wrong | {path for path in there if not _is_roots(os.path.join(folder, path))})
 
 
-def _is_roots(path):
+def _is_roots(path: str) -> bool:
     info = os.lstat(path)
     return stat.S_ISREG(info.st_mode) and info.st_uid == os.geteuid() and stat.S_IMODE(info.st_mode) == 0o644
 
 
-def install(folder, files, python, run=subprocess.run):
+def install(folder: str, files: dict[str, str], python: str, run: Run = subprocess.run) -> None:
     """Replace *folder* by *files*, compiled by the interpreter *python*.
 
     The previous folder stays until the new one is complete. Raises ProgramError and OSError.

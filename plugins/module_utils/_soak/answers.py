@@ -81,7 +81,7 @@ def _of_openai(entries):
     pieces = [
         (one.get("reasoning") or one.get("reasoning_content") or "") + (one.get("content") or "") for one in deltas
     ]
-    usage = next((entry["usage"] for entry in reversed(entries) if entry.get("usage")), {})
+    usage: dict = next((entry["usage"] for entry in reversed(entries) if entry.get("usage")), {})
     return _answer(usage, pieces, reasons[-1])
 
 

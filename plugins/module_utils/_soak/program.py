@@ -124,7 +124,7 @@ def heading(config, raw, plan, versions):
 def server_versions(config):
     """{ollama, digest} as far as the server answers; it may be down."""
     client = ollama_client.Client(config["ollama_url"], timeout=PS_TIMEOUT_S, retries=0)
-    found = {"ollama": None, "digest": None}
+    found: dict = {"ollama": None, "digest": None}
     try:
         found["ollama"] = client.version()
         digests = [

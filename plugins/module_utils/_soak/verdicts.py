@@ -141,7 +141,7 @@ def _peak(card, limit, count):
 
 
 def scratch_mib(plan):
-    """What the plan lets grow while a server works: the f16 scratch of a quantised cache, of all its models."""
+    """What the plan lets grow while a server works: the f16 scratch of a quantized cache, of all its models."""
     return sum(model.get("scratch_mib") or 0 for model in plan.get("models", ()))
 
 

@@ -28,7 +28,7 @@ function ask(r) {
     }
     let asked;
     try {
-        asked = pin.examine(r.requestBuffer || Buffer.from(''));
+        asked = pin.examine(r.rawVariables.request_body || Buffer.from(''));
     } catch (error) {
         return refuse(r, 400, error.message);
     }
@@ -41,7 +41,7 @@ function ask(r) {
         }
     }
     r.variables.pin_removed = asked.removed.join(',');
-    r.variables.pin_body = asked.body;
+    r.variables.pin_body = asked.parts.length === 1 ? asked.parts[0] : Buffer.concat(asked.parts);
     r.internalRedirect('@pinned');
 }
 

@@ -31,10 +31,10 @@ def _engine():
 engine = _engine()
 
 
-def test_the_page_has_the_table_of_the_records():
+def test_the_guide_has_the_table_of_the_records():
     records = json.loads(engine.RECORDS.read_text(encoding="utf-8"))
-    page = engine.PAGE.read_text(encoding="utf-8")
-    assert engine.filled(page, engine.keep([], records)) == page, "run molecule/guard/break_and_watch --write"
+    guide = engine.GUIDE.read_text(encoding="utf-8")
+    assert engine.filled(guide, engine.keep([], records)) == guide, "run molecule/guard/break_and_watch --write"
 
 
 def test_new_rows_replace_those_of_the_same_case_and_server():

@@ -126,7 +126,7 @@ def _clear_acts(acts, found, settings, now):
             continue
         settled = now - act["at"] >= settings["settle_s"][act["kind"]]
         gone = f"{rule}:{act['subject']}" not in found
-        kept[rule] = dict(act, cleared=True) if settled and gone and not act["cleared"] else act
+        kept[rule] = dict(act, cleared=act["cleared"] or (settled and gone))
     return kept
 
 
@@ -168,10 +168,10 @@ def change_mode(history, mode):
         return history
     if history["mode"] is None:
         return dict(history, mode=mode)
-    clean = {"acts": {}, "spent": [], "waiting": None, "fence": None, "streaks": {}}
+    clean: dict = {"acts": {}, "spent": [], "waiting": None, "fence": None, "streaks": {}}
     return dict(history, mode=mode, **clean, watch_until=0.0, watch_reason=None)
 
 
 def unfence(history):
-    """The history after a person has mended the cause: no fence, a fresh ladder; the budgets stay as spent."""
+    """The history after a person has removed the cause: no fence, a fresh ladder; the budgets stay as spent."""
     return dict(history, fence=None, acts={}, waiting=None, streaks={}, xids=[])

@@ -12,7 +12,7 @@ from ..._gpu.memory import CUDA_CONTEXT_MIB
 HOUR = 3600.0
 DAY = 24 * HOUR
 
-DEFAULTS = {
+DEFAULTS: dict = {
     "interval_s": 15,
     "debounce": 4,  # samples in a row
     "growth_mib": 1024,  # beyond what plan, server and baseline explain
@@ -25,7 +25,7 @@ DEFAULTS = {
     "leak_mib_per_hour": 50,
     "leak_window_s": 900,
     "context_mib": CUDA_CONTEXT_MIB,
-    "scratch_bytes_per_token": 4096,  # f16 scratch of a quantised KV cache, measured on Qwen3-14B
+    "scratch_bytes_per_token": 4096,  # f16 scratch of a quantized KV cache, measured on Qwen3-14B
     "load_grace_s": 300,  # OLLAMA_LOAD_TIMEOUT
     "unload_grace_s": 10,  # Ollama waits up to 5 s for the memory of a runner that it ended
     "stuck_s": 1800,
@@ -46,17 +46,17 @@ ACTIONS = ("unload", "end", "restart", "fence")
 # In the order in which they are considered: the first that may act, acts. `ladder` is what is tried, one rung after
 # the other, while the signal stays; () is only reported.
 # `means` is the sentence for people; `why_not` says what the rule deliberately does not do.
-RULES = {
+RULES: dict[str, dict] = {
     "driver": {
         "ladder": (),
         "means": "NVML cannot be used: no driver, no library, a mismatch of the two, or no permission",
-        "why_not": "a restart of the server mends no driver",
+        "why_not": "restarting the server does not fix a driver",
     },
     "nvml_flapping": {
         "ladder": (),
         "debounce": 1,
         "means": "NVML answers, fails, answers again",
-        "why_not": "half of the picture is no ground for an action",
+        "why_not": "partial data is not a reason to act",
     },
     "gpu_lost": {
         "ladder": ("fence",),
@@ -72,27 +72,27 @@ RULES = {
     "orphan": {
         "ladder": ("end", "fence"),
         "means": "a runner of Ollama whose server is gone (its parent is init) still holds VRAM",
-        "why_not": "the server is left alone; a second server that somebody runs is only reported",
+        "why_not": "the server is left alone; a second server of another user is only reported",
     },
     "stale_runner": {
         "ladder": ("end", "restart", "fence"),
         "means": "the unit has more runners on the GPU than /api/ps has models, and none is loading",
-        "why_not": "a runner is ended only if it is known which one is stale; otherwise the restart is next",
+        "why_not": "a runner is ended only if the stale one can be identified; otherwise restart is next",
     },
     "trapped": {
         "ladder": ("restart", "fence"),
         "means": "the unit holds VRAM for no model: /api/ps is empty, or the server itself holds it (ollama#16336)",
-        "why_not": "an unload cannot help: there is nothing to name",
+        "why_not": "an unload cannot help: there is no model to name",
     },
     "hang": {
         "ladder": ("unload", "restart", "fence"),
         "means": "a runner is stopped or its health port is silent while the server answers",
-        "why_not": "a busy runner answers its health port, so a long generation is no hang",
+        "why_not": "a busy runner answers its health port, so a long generation is not a hang",
     },
     "stuck_unload": {
         "ladder": ("restart", "fence"),
-        "means": 'a model is long past its expiry ("Stopping…" in `ollama ps`) and does not go',
-        "why_not": "a generation longer than keep_alive looks the same, so the bound is long",
+        "means": 'a model is long past its expiry ("Stopping…" in `ollama ps`) and does not unload',
+        "why_not": "a generation longer than keep_alive looks the same, so the limit is long",
     },
     "growth": {
         "ladder": ("unload", "restart", "fence"),
@@ -114,34 +114,34 @@ RULES = {
     },
     "limit": {
         "ladder": ("unload",),
-        "means": "more is used on a GPU than vram_guard_limit_mib",
+        "means": "a GPU uses more than vram_guard_limit_mib",
         "why_not": "idle models are unloaded; the server is not restarted, since it would load them again",
     },
     "cpu_offload": {
         "ladder": ("unload",),
-        "means": "a model lies in host memory, partly (size_vram < size) or wholly (planned, and size_vram = 0),"
-        " though it would fit now",
-        "why_not": "where it would not fit it is only reported: the plan or a neighbour is the cause",
+        "means": "a model lies in host memory, partly (size_vram < size) or entirely (planned, and size_vram = 0),"
+        " although it would fit now",
+        "why_not": "if it would not fit it is only reported: the plan or another process is the cause",
     },
     "plan_off": {
         "ladder": (),
         "means": "a freshly loaded runner already holds more than planned",
-        "why_not": "it would load the same again: the plan or the settings are to be mended",
+        "why_not": "it would load the same again: correct the plan or the settings",
     },
     "ownerless": {
         "ladder": (),
-        "means": "VRAM is used that no process owns",
-        "why_not": "no restart frees it; a reload of the driver or a reboot may",
+        "means": "VRAM is in use that no process owns",
+        "why_not": "a restart does not free it; a driver reload or a reboot may",
     },
     "free_low": {
         "ladder": (),
-        "means": "little VRAM is free though all of it is explained",
+        "means": "little VRAM is free although all of it is explained",
         "why_not": "that is how it was configured",
     },
     "foreign": {
         "ladder": (),
         "means": "processes that are not Ollama's use the GPU",
-        "why_not": "they are somebody's",
+        "why_not": "they belong to another user",
     },
 }
 

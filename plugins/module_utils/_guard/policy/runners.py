@@ -27,7 +27,7 @@ def is_ours(process, settings):
 
 def grouped(sample, wanted):
     """{key: {…first entry, used_mib: sum or None, gpus: [uuid]}} of the processes for which wanted(process) is true."""
-    found = {}
+    found: dict = {}
     for process in sample["processes"]:
         if not wanted(process):
             continue

@@ -39,7 +39,7 @@ def _signal(rule, subject, numbers, enter=True, stay=True, target=None):
     }
 
 
-def _over(value, enter, leave):
+def _over(value, enter, leave) -> tuple[bool, bool]:
     """(above the threshold to enter, above the threshold to leave); None is neither."""
     return (False, False) if value is None else (value > enter, value > leave)
 

@@ -33,7 +33,10 @@ def test_a_filter_is_documented_and_tested_here(name):
 
 
 # variable, value, keywords, words of the one problem; the value that has none
+OUTSIDE = {"ollama_host": "127.0.0.1", "ollama_port": 11434, "open_webui_host": "127.0.0.1", "open_webui_port": 8080, "gateway_names": ["h"]}
+GATEWAY = {**yaml.safe_load((FOLDER.parents[1] / "roles" / "gateway" / "defaults" / "main.yml").read_text()), **OUTSIDE}
 PROBLEMS = [
+    ("gateway_settings", {**GATEWAY, "gateway_hsts_s": "1; evil on"}, {}, "gateway_hsts_s is '1; evil on'; wanted is", GATEWAY),
     ("gateway_tokens", [{"name": "Ann B"}], {"models": []}, "Entry 1 of gateway_tokens has no name", []),
     ("models_declared", [{"name": "a b"}], {}, "is no model name", [{"name": "a", "from": "b"}]),
     ("ollama_environment", {"OLLAMA_NOHISTORY": 1}, {"settings": {}}, "has no effect on the server", {"OLLAMA_DEBUG": 1}),

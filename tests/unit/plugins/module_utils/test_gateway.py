@@ -9,6 +9,7 @@ import json
 import pytest
 
 from ansible_collections.gpufleet.llm.plugins.module_utils._gateway import policy as gateway_policy
+from ansible_collections.gpufleet.llm.plugins.module_utils._gateway import settings as gateway_settings
 
 SECRET = "0123456789abcdef0123456789abcdef"
 MODELS = [{"name": "Qwen3:latest", "parameters": {"num_ctx": 40960}}, {"name": "small:1b"}]
@@ -74,3 +75,64 @@ def test_each_wrong_token_is_one_sentence_that_does_not_quote_it(tokens, says):
     found = gateway_policy.problems(tokens, MODELS)
     assert len(found) == 1 and says in found[0]
     assert SECRET not in found[0] and "short" not in found[0]
+
+
+RIGHT = {
+    **{name: [] if "networks" in name or name == "gateway_upstreams" else None for name, _valid, _wanted in gateway_settings.RULES},
+    **{name: 9000 for name, _valid, _wanted in gateway_settings.RULES if name.endswith(("_s", "_days", "_minute", "burst", "streams"))},
+    "gateway_names": ["a.example"],
+    "gateway_upstreams": [],
+    "gateway_addresses": ["0.0.0.0"],
+    "gateway_port": 443,
+    "gateway_http_port": 80,
+    "gateway_certificate_days": "90",
+    "gateway_max_body_mib": 6,
+    "gateway_page_max_body_mib": 21,
+    "gateway_memory_max_mib": 2048,
+    "ollama_host": "127.0.0.1",
+    "ollama_port": 11434,
+    "open_webui_host": "127.0.0.1",
+    "open_webui_port": "8080",
+}
+
+
+def test_settings_that_can_be():
+    assert gateway_settings.problems(RIGHT) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"gateway_http_port": 443}, "gateway_http_port is 443, which is gateway_port"),
+        ({"gateway_ca_days": 90}, "lives longer"),
+        ({"gateway_ca_days": "9", "gateway_certificate_days": 10}, "lives longer"),
+        ({"gateway_memory_max_mib": 303}, "wanted is at least 304"),
+        ({"gateway_max_body_mib": 64, "gateway_memory_max_mib": 767}, "wanted is at least 768"),
+        ({"gateway_max_body_mib": 65}, "gateway_max_body_mib is 65; wanted is a number of MiB, 1 to 64."),
+        ({"gateway_names": []}, "at least one host name"),
+        ({"gateway_names": ["1.2.3"]}, "gateway_names is ['1.2.3']"),
+        ({"gateway_names": ["[::1]"]}, "gateway_names is"),
+        ({"gateway_names": ["a..b"]}, "gateway_names is"),
+        ({"gateway_names": ["-a"]}, "gateway_names is"),
+        ({"gateway_addresses": ["::"]}, "such as 0.0.0.0 or [::]"),
+        ({"gateway_addresses": ["localhost"]}, "such as 0.0.0.0 or [::]"),
+        ({"gateway_addresses": ["fe80::1%eth0"]}, "gateway_addresses is"),
+        ({"gateway_admin_networks": ["192.0.2.0/33"]}, "gateway_admin_networks is"),
+        ({"gateway_upstreams": [{"address": "a"}]}, "gateway_upstreams is"),
+        ({"gateway_upstreams": [{"address": "::1", "ca": "x"}]}, "gateway_upstreams is"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_one_sentence(wrong, says):
+    (sentence,) = gateway_settings.problems({**RIGHT, **wrong})
+    assert says in sentence and sentence.endswith(".")
+
+
+def test_limits_themselves_are_taken():
+    for right in (
+        {"gateway_memory_max_mib": 304},
+        {"gateway_ca_days": 91},
+        {"gateway_certificate_days": 3},
+        {"gateway_max_body_mib": 64},
+        {"gateway_burst": 0},
+    ):
+        assert gateway_settings.problems({**RIGHT, **right}) == []

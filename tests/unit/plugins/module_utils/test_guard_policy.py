@@ -110,6 +110,7 @@ def fault(name, in_flight):
         "trapped": parts.sample(ollama),
         "trapped_beside": parts.sample([runner, *ollama], [qwen]),
         "stuck": parts.sample([runner], [{**qwen, "expires_in_s": -4001.0}]),
+        "trapped_and_stuck": parts.sample([runner, *ollama], [{**qwen, "expires_in_s": -4001.0}]),
         "hang": parts.sample([{**runner, "health": "timeout"}], [qwen]),
         "growth": parts.sample([{**runner, "used_mib": 16_003}], [qwen]),
         "orphan": parts.sample([parts.process(102, 7001, ppid=1, unit="session-1.scope")]),
@@ -124,7 +125,7 @@ def fault(name, in_flight):
 
 # What a host shows, one fault after the other, most of them long enough to be believed.
 FAULTS = ["trapped", "trapped_beside", "stuck"] * 2
-FAULTS += ["hang", "growth", "orphan", "stale", "errors", "healthy", "lost", "unread", "down"]
+FAULTS += ["trapped_and_stuck", "hang", "growth", "orphan", "stale", "errors", "healthy", "lost", "unread", "down"]
 fault_stories = st.lists(
     st.tuples(
         st.builds(fault, st.sampled_from(FAULTS), st.sampled_from([0, 2, 2, 2, None])),
@@ -254,7 +255,9 @@ def test_a_restart_cuts_off_no_generation_before_its_bound():
 
     long_chat, short_chat = (fault("trapped_beside", 2), 14, 15), (fault("trapped_beside", 2), 6, 15)
     other = (fault("stuck", 2), 5, 15)
-    edges = [[long_chat], [other, long_chat], [short_chat, other, long_chat], [short_chat, (fault("healthy", 2), 1, 15), long_chat]]
+    both = [(fault("stuck", 2), 8, 15), (fault("trapped_and_stuck", 2), 25, 15)]
+    healthy = (fault("healthy", 2), 1, 15)
+    edges = [[long_chat], [other, long_chat], [short_chat, other, long_chat], [short_chat, healthy, long_chat], both]
     ran = holds(check, edges)
     assert ran["cut off"] >= 3 and ran["waited, then none"] >= 1, ran
 

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ansible_collections.gpufleet.llm.plugins.module_utils import _stats
 from ansible_collections.gpufleet.llm.plugins.module_utils._soak import answers, curves, figures, measure, verdicts
 from ansible_collections.gpufleet.llm.tests.unit.plugins import soak_runs
 
@@ -169,35 +168,7 @@ def test_what_is_no_run_is_refused(text):
         measure.parse(text)
 
 
-# --- arithmetic ---
-
-
-@given(st.floats(-50, 50), st.floats(-1e4, 1e4), st.integers(_stats.LEAST_POINTS, 400), st.integers(0, 1000))
-@settings(max_examples=50, deadline=None)
-def test_theil_sen_finds_a_line_through_wild_points(slope, level, count, seed):
-    source = random.Random(seed)
-    points = [(float(t), level + slope * t) for t in range(count)]
-    for place in source.sample(range(count), count // 10):
-        points[place] = (points[place][0], 1e6)
-    fit = _stats.theil_sen([points])
-    assert fit["low"] <= fit["slope"] <= fit["high"]
-    assert fit["slope"] == pytest.approx(slope, abs=max(abs(slope) * 0.05, 1e-6))
-
-
-def test_theil_sens_interval_holds_the_truth_as_often_as_it_says():
-    inside = 0
-    for seed in range(100):
-        source = random.Random(seed)
-        fit = _stats.theil_sen([[(float(t), 0.5 * t + source.gauss(0, 10)) for t in range(60)]])
-        inside += fit["low"] <= 0.5 <= fit["high"]
-    assert 90 <= inside <= 100
-
-
-def test_theil_sen_does_not_look_across_a_jump():
-    groups = [[(float(t), 5.0) for t in range(50)], [(float(t), 900.0) for t in range(50, 100)]]
-    assert _stats.theil_sen(groups)["slope"] == 0
-    assert _stats.theil_sen([sum(groups, [])])["high"] > 0
-    assert _stats.theil_sen([[(0.0, 1.0)] * (_stats.LEAST_POINTS - 1)]) is None
+# --- curves and loops ---
 
 
 @given(st.lists(st.one_of(st.none(), st.integers(0, 30000)), max_size=3000), st.integers(4, 200))
@@ -251,11 +222,6 @@ def test_throughput_adds_up_to_all_tokens(answers):
     points = curves.throughput(requests, 600.0)
     width = points[1][0] - points[0][0]
     assert sum(value * width for _t, value in points) == pytest.approx(sum(tokens for *_rest, tokens in answers), rel=1e-6, abs=1e-6)
-
-
-def test_percentiles_and_medians():
-    assert _stats.percentile([], 50) is None
-    assert (_stats.percentile(range(1, 101), 95), _stats.percentile([3], 95), _stats.median([4, 1, 3, 2])) == (95, 3, 2.5)
 
 
 def test_curves_are_bounded_and_keep_the_peak():
