@@ -236,8 +236,10 @@ class Server:
                 raw = response.readline(longest + 1)
                 if not raw:
                     if response.length or (response.chunked and response.chunk_left is not None):
-                        # readline() does not complain of an answer that is cut; chunk_left is None after the last chunk.
+                        # readline() does not complain of a cut answer; chunk_left is None after the last chunk.
                         raise http.client.IncompleteRead(b"", response.length)
+                    # Nor does it end an answer of known length of itself: the connection would seem busy.
+                    response.close()
                     ended = True
                     return
                 if len(raw) > longest:
