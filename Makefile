@@ -123,8 +123,9 @@ gateway: setup ## The gateway under the distribution's nginx: every route and ca
 	@tools/test gateway
 
 .PHONY: bench-gateway
-bench-gateway: setup ## Runner starts, first byte and parallel streams through the gateway
+bench-gateway: setup ## Runner starts, first byte, parallel streams and hostile bodies through the gateway
 	@PYTHONPATH=.collections $(BIN)/python bench/gateway.py
+	@PYTHONPATH=.collections $(BIN)/python bench/gateway_bodies.py --write
 
 .PHONY: bench-plan
 bench-plan: setup ## The plan's formula beside the real server's dry run

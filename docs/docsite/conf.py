@@ -4,6 +4,8 @@
 """The documentation site: guides and measurements in Markdown, the reference by antsibull-docs (tools/docs)."""
 
 from docutils import nodes
+from pygments.lexers.special import TextLexer
+from sphinx.highlighting import lexers
 
 project = "gpufleet.llm"
 copyright = "gpufleet.llm maintainers"  # noqa: A001 (Sphinx asks for this name)
@@ -17,7 +19,7 @@ myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence"]
 myst_links_external_new_tab = False
 highlight_language = "text"
-pygments_style = "sphinx"
+lexers["mermaid"] = TextLexer()  # GitHub draws these diagrams; here they stay text
 
 html_theme = "furo"
 html_static_path = ["static"]

@@ -29,7 +29,7 @@ def set_fault(key, value):
 
 
 def clear_fault(key):
-    """Take one fault away; return whether it was there."""
+    """Remove one fault; return whether it was there."""
     faults = read()
     there = faults.pop(key, None) is not None
     write(faults)

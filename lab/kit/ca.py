@@ -1,7 +1,7 @@
 # Copyright (c) 2026, gpufleet.llm maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The lab's own certificate authority: made once, trusted by the lab's images and by nobody else."""
+"""The lab's own CA: made once, trusted by the lab's images and by nobody else."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def certificate():
 
 
 def ensure():
-    """Make the authority if it is missing; return its folder."""
+    """Make the CA if it is missing; return its folder."""
     folder = cache("ca")
     if (folder / "ca.crt").exists() and (folder / "ca.key").exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     os.chmod(folder, 0o700)
-    say(f"Making the lab's certificate authority in {folder}")
+    say(f"Making the lab's CA in {folder}")
     run(
         [
             "openssl",
@@ -59,7 +59,7 @@ def ensure():
 
 
 def _sign(stem, done, key):
-    """Make a key for the mirror and let the authority sign its names."""
+    """Make a key for the mirror and let the CA sign its names."""
     folder = stem.parent
     request, extensions, half = stem.with_suffix(".csr"), stem.with_suffix(".ext"), stem.with_suffix(".new")
     run(["openssl", "req", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=mirror", "-keyout", key, "-out", request])

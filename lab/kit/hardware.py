@@ -159,13 +159,13 @@ def _rootfs(*words):
 
 
 def _weights(mirror):
-    """Return {path: (content, mode)} of what lays a mirror's large weights into a host's store: holes, not 9 GB of zeros."""
-    laid = {"/usr/local/lib/lab/place_blob.py": ((LAB / "services" / "place_blob.py").read_bytes(), 0o755)}
+    """Return {path: (content, mode)} of what puts a mirror's large weights into a host's store: holes, not 9 GB of zeros."""
+    placed = {"/usr/local/lib/lab/place_blob.py": ((LAB / "services" / "place_blob.py").read_bytes(), 0o755)}
     for path in [mirror / "place.json", *sorted((mirror / "headers").iterdir())]:
-        laid[f"{PLACE}/{path.relative_to(mirror)}"] = (path.read_bytes(), 0o644)
-    laid["/etc/systemd/system/lab-place.service"] = (PLACE_UNIT, 0o644)
-    laid["/etc/systemd/system/multi-user.target.wants/lab-place.service"] = ("->", "/etc/systemd/system/lab-place.service")
-    return laid
+        placed[f"{PLACE}/{path.relative_to(mirror)}"] = (path.read_bytes(), 0o644)
+    placed["/etc/systemd/system/lab-place.service"] = (PLACE_UNIT, 0o644)
+    placed["/etc/systemd/system/multi-user.target.wants/lab-place.service"] = ("->", "/etc/systemd/system/lab-place.service")
+    return placed
 
 
 def _bare(description, system):
@@ -176,7 +176,7 @@ def _bare(description, system):
     release = driver_repo.KERNELS[distribution][0]
     card = {**json.loads(description.read_text(encoding="utf-8")), "kernel": ROOTFS}
     program = "/usr/local/lib/lab/lab_driver.py"
-    laid = {
+    placed = {
         "/etc/nvml-sim/card.json": (json.dumps(card, indent=2) + "\n", 0o644),
         program: ((LAB / "driver" / "lab_driver.py").read_bytes(), 0o755),
         "/usr/local/lib/lab/make_rootfs.py": ((NVML / "make_rootfs.py").read_bytes(), 0o644),
@@ -189,10 +189,10 @@ def _bare(description, system):
     }
     for index, gpu in enumerate(card["gpus"]):
         for name, text in (("vendor", "0x10de"), ("class", "0x030000"), ("device", gpu.get("pci_device", "0x2684"))):
-            laid[f"{ROOTFS}/sys/bus/pci/devices/0000:{index + 1:02x}:00.0/{name}"] = (text + "\n", 0o644)
+            placed[f"{ROOTFS}/sys/bus/pci/devices/0000:{index + 1:02x}:00.0/{name}"] = (text + "\n", 0o644)
     for name in ("modprobe", "update-initramfs"):
-        laid[f"/usr/local/sbin/{name}"] = ("->", program)
-    return laid
+        placed[f"/usr/local/sbin/{name}"] = ("->", program)
+    return placed
 
 
 def files(mirror, card=None, front=None, bare=None):
@@ -204,7 +204,7 @@ def files(mirror, card=None, front=None, bare=None):
     description = NVML / (card or "card-4090.json")
     if not description.exists():
         raise LabError(f"There is no description of a card at {description}.")
-    laid = {
+    placed = {
         LIBRARY: (library().read_bytes(), 0o755),
         "/usr/lib/x86_64-linux-gnu/libnvidia-ml.so": ("->", "libnvidia-ml.so.1"),
         "/etc/nvml-sim/card.json": (description.read_bytes(), 0o644),
@@ -218,13 +218,13 @@ def files(mirror, card=None, front=None, bare=None):
         **_weights(mirror),
     }
     if bare:
-        laid = {path: what for path, what in laid.items() if not path.startswith((ROOTFS, "/usr/lib/x86_64-linux-gnu/"))}
-        laid.update(_bare(description, bare))
+        placed = {path: what for path, what in placed.items() if not path.startswith((ROOTFS, "/usr/lib/x86_64-linux-gnu/"))}
+        placed.update(_bare(description, bare))
     if front:
-        laid["/etc/systemd/system/lab-front.socket"] = (FRONT_SOCKET.format(port=front), 0o644)
-        laid["/etc/systemd/system/lab-front.service"] = (FRONT_SERVICE, 0o644)
-        laid["/etc/systemd/system/sockets.target.wants/lab-front.socket"] = ("->", "/etc/systemd/system/lab-front.socket")
-    return laid
+        placed["/etc/systemd/system/lab-front.socket"] = (FRONT_SOCKET.format(port=front), 0o644)
+        placed["/etc/systemd/system/lab-front.service"] = (FRONT_SERVICE, 0o644)
+        placed["/etc/systemd/system/sockets.target.wants/lab-front.socket"] = ("->", "/etc/systemd/system/lab-front.socket")
+    return placed
 
 
 def place_cards(name, hosts, server):

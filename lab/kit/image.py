@@ -130,17 +130,17 @@ def _base_from_registry(name, sources):
         said = ", ".join(line for line in read.splitlines() if line.startswith(("ID=", "VERSION_ID="))) or "no os-release"
         raise LabError(f"The image {official} has {said}; {name} was wanted. Correct LAB_BASE_PREFIX, or remove that image and let the lab pull it.")
     identity = engine.image(official).id
-    laid = _apt_files(name, sources, "/etc/apt/lab.list")
+    placed = _apt_files(name, sources, "/etc/apt/lab.list")
     environment = world.proxies(ca.NAMES)
     script = PREPARE % {"include": " ".join(INCLUDE)}
-    tag = f"{BASE}:{name}-{_digest([identity, script, _plain(laid), environment])}"
+    tag = f"{BASE}:{name}-{_digest([identity, script, _plain(placed), environment])}"
     if engine.image(tag):
         return tag
     log = cache("log", f"base-{name}.log")
     if log.exists():
         log.unlink()
     with step(f"Making {official} a server: systemd, Python and what else a bare one has", "30-90 s"):
-        _commit(official, laid, script, environment, tag, ['CMD ["/sbin/init"]'], log)
+        _commit(official, placed, script, environment, tag, ['CMD ["/sbin/init"]'], log)
     return tag
 
 
@@ -210,23 +210,23 @@ def debootstrap_words(distribution, suite, sources, scripts="/usr/share/debootst
 
 def _apt_files(name, sources, path):
     """Return {path: (content, mode)} of what APT has to know to reach the sources; path: of their list."""
-    laid = {}
+    placed = {}
     if sources:
         components = world.DISTRIBUTIONS[world.PLATFORMS[name]["distribution"]]["components"]
         lines = [f"deb {uri} {release} {components}" for uri, release in sources]
-        laid[path] = ("\n".join(lines) + "\n", 0o644)
+        placed[path] = ("\n".join(lines) + "\n", 0o644)
     configuration = world.apt_configuration()
     if configuration:
-        laid["/etc/apt/apt.conf.d/80controller"] = ("\n".join(configuration) + "\n", 0o644)
+        placed["/etc/apt/apt.conf.d/80controller"] = ("\n".join(configuration) + "\n", 0o644)
     for secret in ["/etc/apt/auth.conf", *sorted(_listed("/etc/apt/auth.conf.d"))]:
         if os.path.isfile(secret) and os.access(secret, os.R_OK):
             with open(secret, encoding="utf-8") as handle:
-                laid[secret] = (handle.read(), 0o600)
-    return laid
+                placed[secret] = (handle.read(), 0o600)
+    return placed
 
 
-def _plain(laid):
-    return {path: [str(part) for part in value] for path, value in laid.items()}
+def _plain(placed):
+    return {path: [str(part) for part in value] for path, value in placed.items()}
 
 
 def files(name, sources):
@@ -237,16 +237,16 @@ def files(name, sources):
         *(os.environ.get(name) for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")),
     ]
     lab = (ca.ensure() / "ca.crt").read_text(encoding="utf-8")
-    laid = {
+    placed = {
         "/etc/pip.conf": (world.pip_configuration(options), 0o644),
         "/usr/local/share/ca-certificates/gpufleet-lab.crt": (lab, 0o644),
         "/usr/local/lib/lab/init": (INIT, 0o755),
         "/etc/lab-host": ("This is a throw-away host of gpufleet.llm's lab.\n", 0o644),
     }
     for number, pem in enumerate(world.authorities(bundles)):
-        laid[f"/usr/local/share/ca-certificates/controller-{number:02}.crt"] = (pem + "\n", 0o644)
-    laid.update(_apt_files(name, sources, "/etc/apt/sources.list"))
-    return laid
+        placed[f"/usr/local/share/ca-certificates/controller-{number:02}.crt"] = (pem + "\n", 0o644)
+    placed.update(_apt_files(name, sources, "/etc/apt/sources.list"))
+    return placed
 
 
 def _listed(folder):
@@ -259,11 +259,11 @@ def build(name):
         raise LabError(f"There is no image {name!r}; the lab builds {', '.join(world.PLATFORMS)}.")
     sources = world.apt_sources(name)
     way = world.way_to_base(sources)
-    laid = files(name, sources)
+    placed = files(name, sources)
     finish = FINISH % {"masked": " ".join(MASKED)}
     environment = world.proxies(ca.NAMES)
     recipe = {
-        "files": _plain(laid),
+        "files": _plain(placed),
         "finish": finish,
         "environment": environment,
         "include": INCLUDE,
@@ -281,6 +281,6 @@ def build(name):
     with step(f"Giving {name} this machine's certificates, APT sources and pip configuration", "10-20 s"):
         changes = [f"ENV {key}={value}" for key, value in sorted(environment.items())]
         changes += ["ENV container=docker", 'CMD ["/usr/local/lib/lab/init"]']
-        _commit(bare, laid, finish, environment, tag, changes)
+        _commit(bare, placed, finish, environment, tag, changes)
     say(f"Image {tag} is ready (engine {engine.facts()['version']})")
     return tag

@@ -38,12 +38,12 @@ def lay_out(root, server, shape):
     """Fill a lab's mirror folder with releases and models. What is up to date stays; large parts come from the cache."""
     script = SERVICES / "make_mirror.py"
     if not script.exists():
-        raise LabError(f"{script} is missing: this checkout cannot lay out a release mirror.")
+        raise LabError(f"{script} is missing: this checkout cannot write a release mirror.")
     root.mkdir(parents=True, exist_ok=True)
     words = [sys.executable, str(script), "--root", str(root), "--server", server, "--shape", shape]
     sys.stdout.flush()
     if subprocess.run(words, stdin=subprocess.DEVNULL, check=False).returncode:
-        raise LabError("The mirror could not be laid out; what make_mirror.py said stands above.")
+        raise LabError("The mirror could not be written; what make_mirror.py said stands above.")
 
 
 def start(name, network, tag, root):

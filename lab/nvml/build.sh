@@ -22,7 +22,7 @@ command -v "$compiler" >/dev/null || {
 }
 
 mkdir -p "$out"
-stamp=$({ cat "$source"; echo "$version $flags"; "$compiler" -dumpfullversion -dumpmachine; } | sha256sum | cut -d' ' -f1)
+stamp=$({ cat "$source" "${source%sim.c}state.h"; echo "$version $flags"; "$compiler" -dumpfullversion -dumpmachine; } | sha256sum | cut -d' ' -f1)
 if [ -f "$out/libnvidia-ml.so.1" ] && [ "$(cat "$out/.nvml-sim.stamp" 2>/dev/null)" = "$stamp" ]; then
   exit 0
 fi

@@ -22,31 +22,28 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import random
 import struct
 import sys
 from pathlib import Path
 
-ALIGNMENT = 32
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-# GGUF's value types (gguf.md, "Metadata value types").
-UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY, UINT64 = 4, 5, 6, 7, 8, 9, 10
+from gguf_file import (
+    ARRAY,
+    BOOL,
+    FLOAT32,
+    INT32,
+    STRING,
+    TYPES,
+    UINT32,
+    aligned,
+    header,
+    tensor_bytes,
+)  # fmt: skip
+from vocabulary import byte_pairs, sentence_pieces  # noqa: E402
 
-# ggml's tensor types: name -> (id, elements per block, bytes per block), from ggml.h and ggml-common.h.
-TYPES = {
-    "F32": (0, 1, 4),
-    "F16": (1, 1, 2),
-    "BF16": (30, 1, 2),
-    "Q5_0": (6, 32, 22),
-    "Q5_1": (7, 32, 24),
-    "Q8_0": (8, 32, 34),
-    "Q4_K": (12, 256, 144),
-    "Q5_K": (13, 256, 176),
-    "Q6_K": (14, 256, 210),
-    "MXFP4": (39, 32, 17),
-}
 FALLBACK = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 """What llama-quantize takes where a row is no multiple of 256 elements."""
 FILE_TYPES = {"F16": 1, "q8_0": 7, "q4_K_M": 15, "mxfp4": 38}
@@ -64,265 +61,9 @@ CHAT_TEMPLATE = (
     "{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}{%- endif %}"
 )
 
-# name -> architecture, published sizes and where they are published. `config` means config.json of that
-# Hugging Face repository; `convert` the conversion of llama.cpp that turns it into GGUF keys.
-MODELS = {
-    "qwen3-14b": {
-        "source": "config: Qwen/Qwen3-14B",
-        "arch": "qwen3",
-        "name": "Qwen3 14B",
-        "size_label": "14B",
-        "layers": 40,
-        "context": 40960,
-        "hidden": 5120,
-        "feed_forward": 17408,
-        "heads": 40,
-        "kv_heads": 8,
-        "head_dim": 128,
-        "rope_base": 1e6,
-        "eps": 1e-6,
-        "tied": False,
-        "qk_norm": True,
-        "vocab": 151936,
-        "tokenizer": "qwen2",
-        "mixes": ["q4_K_M", "q4_K_M-library", "q8_0", "F16"],
-    },
-    "qwen3-4b": {
-        "source": "config: Qwen/Qwen3-4B",
-        "arch": "qwen3",
-        "name": "Qwen3 4B",
-        "size_label": "4B",
-        "layers": 36,
-        "context": 40960,
-        "hidden": 2560,
-        "feed_forward": 9728,
-        "heads": 32,
-        "kv_heads": 8,
-        "head_dim": 128,
-        "rope_base": 1e6,
-        "eps": 1e-6,
-        "tied": True,
-        "qk_norm": True,
-        "vocab": 151936,
-        "tokenizer": "qwen2",
-        "mixes": ["q4_K_M", "q8_0", "F16"],
-    },
-    "qwen3-8b": {
-        "source": "config: Qwen/Qwen3-8B",
-        "arch": "qwen3",
-        "name": "Qwen3 8B",
-        "size_label": "8B",
-        "layers": 36,
-        "context": 40960,
-        "hidden": 4096,
-        "feed_forward": 12288,
-        "heads": 32,
-        "kv_heads": 8,
-        "head_dim": 128,
-        "rope_base": 1e6,
-        "eps": 1e-6,
-        "tied": False,
-        "qk_norm": True,
-        "vocab": 151936,
-        "tokenizer": "qwen2",
-        "mixes": ["q4_K_M", "q8_0", "F16"],
-    },
-    "qwen3-32b": {
-        "source": "config: Qwen/Qwen3-32B",
-        "arch": "qwen3",
-        "name": "Qwen3 32B",
-        "size_label": "32B",
-        "layers": 64,
-        "context": 40960,
-        "hidden": 5120,
-        "feed_forward": 25600,
-        "heads": 64,
-        "kv_heads": 8,
-        "head_dim": 128,
-        "rope_base": 1e6,
-        "eps": 1e-6,
-        "tied": False,
-        "qk_norm": True,
-        "vocab": 151936,
-        "tokenizer": "qwen2",
-        "mixes": ["q4_K_M", "q8_0", "F16"],
-    },
-    "qwen3-30b-a3b": {
-        "source": "config: Qwen/Qwen3-30B-A3B",
-        "arch": "qwen3moe",
-        "name": "Qwen3 30B A3B",
-        "size_label": "30B-A3B",
-        "layers": 48,
-        "context": 40960,
-        "hidden": 2048,
-        "feed_forward": 6144,
-        "heads": 32,
-        "kv_heads": 4,
-        "head_dim": 128,
-        "experts": 128,
-        "experts_used": 8,
-        "expert_feed_forward": 768,
-        "rope_base": 1e6,
-        "eps": 1e-6,
-        "tied": False,
-        "qk_norm": True,
-        "vocab": 151936,
-        "tokenizer": "qwen2",
-        "mixes": ["q4_K_M", "q8_0", "F16"],
-    },
-    "llama3.1-8b": {
-        "source": "config: meta-llama/Llama-3.1-8B-Instruct",
-        "arch": "llama",
-        "name": "Llama 3.1 8B",
-        "size_label": "8B",
-        "layers": 32,
-        "context": 131072,
-        "hidden": 4096,
-        "feed_forward": 14336,
-        "heads": 32,
-        "kv_heads": 8,
-        "head_dim": 128,
-        "rope_base": 5e5,
-        "rope_freqs": True,
-        "eps": 1e-5,
-        "tied": False,
-        "vocab": 128256,
-        "tokenizer": "llama-bpe",
-        "mixes": ["q4_K_M", "q8_0", "F16"],
-    },
-    "llama3.2-3b": {
-        "source": "config: meta-llama/Llama-3.2-3B-Instruct",
-        "arch": "llama",
-        "name": "Llama 3.2 3B",
-        "size_label": "3B",
-        "layers": 28,
-        "context": 131072,
-        "hidden": 3072,
-        "feed_forward": 8192,
-        "heads": 24,
-        "kv_heads": 8,
-        "head_dim": 128,
-        "rope_base": 5e5,
-        "rope_freqs": True,
-        "eps": 1e-5,
-        "tied": True,
-        "vocab": 128256,
-        "tokenizer": "llama-bpe",
-        "mixes": ["q4_K_M", "q8_0", "F16"],
-    },
-    "mistral-small-24b": {
-        "source": "config: mistralai/Mistral-Small-24B-Instruct-2501",
-        "arch": "llama",
-        "name": "Mistral Small 24B",
-        "size_label": "24B",
-        "layers": 40,
-        "context": 32768,
-        "hidden": 5120,
-        "feed_forward": 32768,
-        "heads": 32,
-        "kv_heads": 8,
-        "head_dim": 128,
-        "rope_base": 1e8,
-        "eps": 1e-5,
-        "tied": False,
-        "vocab": 131072,
-        "tokenizer": "tekken",
-        "mixes": ["q4_K_M", "q8_0", "F16"],
-    },
-    "phi-4": {
-        "source": "config: microsoft/phi-4; convert: fused attn_qkv and ffn_up, no sliding window",
-        "arch": "phi3",
-        "name": "Phi 4",
-        "size_label": "15B",
-        "layers": 40,
-        "context": 16384,
-        "hidden": 5120,
-        "feed_forward": 17920,
-        "heads": 40,
-        "kv_heads": 10,
-        "head_dim": 128,
-        "rope_base": 2.5e5,
-        "eps": 1e-5,
-        "tied": False,
-        "vocab": 100352,
-        "tokenizer": "dbrx",
-        "mixes": ["q4_K_M", "q8_0", "F16"],
-    },
-    "gemma3-12b": {
-        "source": "config: google/gemma-3-12b-it (text_config); convert: output tied, pattern of one global layer in six",
-        "arch": "gemma3",
-        "name": "Gemma 3 12B",
-        "size_label": "12B",
-        "layers": 48,
-        "context": 131072,
-        "hidden": 3840,
-        "feed_forward": 15360,
-        "heads": 16,
-        "kv_heads": 8,
-        "head_dim": 256,
-        "sliding_window": 1024,
-        "rope_base": 1e6,
-        "rope_linear": 8.0,
-        "eps": 1e-6,
-        "tied": True,
-        "qk_norm": True,
-        "vocab": 262208,
-        "tokenizer": "spm",
-        "mixes": ["q4_K_M", "q8_0", "F16"],
-    },
-    "gpt-oss-20b": {
-        "source": "config: openai/gpt-oss-20b; convert: experts MXFP4, one sliding layer in two; file of ggml-org/gpt-oss-20b-GGUF",
-        "arch": "gpt-oss",
-        "name": "gpt-oss 20B",
-        "size_label": "20B",
-        "layers": 24,
-        "context": 131072,
-        "hidden": 2880,
-        "feed_forward": 2880,
-        "heads": 64,
-        "kv_heads": 8,
-        "head_dim": 64,
-        "experts": 32,
-        "experts_used": 4,
-        "expert_feed_forward": 2880,
-        "sliding_window": 128,
-        "rope_base": 1.5e5,
-        "rope_yarn": [32.0, 4096],
-        "eps": 1e-5,
-        "tied": False,
-        "vocab": 201088,
-        "tokenizer": "gpt-4o",
-        "mixes": ["mxfp4", "mxfp4-library", "F16"],
-    },
-    "deepseek-v2-lite": {
-        "source": "config: deepseek-ai/DeepSeek-V2-Lite-Chat; convert: MLA with attn_kv_b split in attn_k_b and attn_v_b",
-        "arch": "deepseek2",
-        "name": "DeepSeek V2 Lite",
-        "size_label": "16B",
-        "layers": 27,
-        "context": 163840,
-        "hidden": 2048,
-        "feed_forward": 10944,
-        "heads": 16,
-        "kv_heads": 1,
-        "head_dim": 192,
-        "experts": 64,
-        "experts_used": 6,
-        "expert_feed_forward": 1408,
-        "experts_shared": 2,
-        "dense_lead": 1,
-        "kv_lora_rank": 512,
-        "rope_dim": 64,
-        "value_dim": 128,
-        "rope_base": 1e4,
-        "rope_yarn": [40.0, 4096],
-        "eps": 1e-6,
-        "tied": False,
-        "vocab": 102400,
-        "tokenizer": "deepseek-llm",
-        "mixes": ["q4_K_M", "q8_0", "F16"],
-    },
-}
+MODELS = json.loads((Path(__file__).resolve().parent / "models.json").read_text(encoding="utf-8"))
+"""name -> architecture, published sizes and where they are published. `config` means config.json of that Hugging Face
+repository; `convert` the conversion of llama.cpp that turns it into GGUF keys."""
 
 TINY = "tiny-qwen3"
 """A Qwen3 of two narrow layers with random weights: 0.3 MB, and its text varies."""
@@ -520,12 +261,6 @@ def tensor_type(name, dims, m, mix, layers):
     return FALLBACK[kind] if dims[0] % TYPES[kind][1] else kind
 
 
-def tensor_bytes(dims, kind):
-    """Return the bytes that a tensor takes in the file and in memory."""
-    _number, block, size = TYPES[kind]
-    return math.prod(dims) // block * size
-
-
 def describe(name, layers=None):
     """Return {"metadata": {key: value}, "tensors": [{"name", "shape", "type", "bytes"}], "source"} of a shape.
 
@@ -544,81 +279,7 @@ def describe(name, layers=None):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Tokenizer: as many tokens and merges as the real one has, of the same mean length, so that a header has its true size.
-
-
-def byte_alphabet():
-    """Return the 256 characters that stand for bytes in byte-level BPE, in the order of the published vocabularies.
-
-    Printable bytes stand for themselves and come first: a model of zeros,
-    which prefers the lowest token of equals, answers in printable ASCII.
-    """
-    own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    return [chr(value) for value in own] + [chr(256 + number) for number in range(256 - len(own))]
-
-
-def byte_pairs(count, special):
-    """Return (tokens, types, merges) of a byte-level BPE with `count` tokens, the special ones last, padded as published files are."""
-    alphabet = byte_alphabet()
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    space = "\u0120"
-    plain = count - len(alphabet) - len(special) - min(300, count // 500)
-    tokens, merges = list(alphabet), []
-
-    def add(left, right):
-        merges.append(f"{left} {right}")
-        tokens.append(left + right)
-
-    def room():
-        return len(merges) < plain
-
-    pairs = []
-    for right in "aeiou" + "".join(sorted(set(letters) - set("aeiou"))):
-        for left in letters:
-            if len(pairs) < min(len(letters) ** 2, plain // 4):
-                add(left, right)
-                pairs.append(left + right)
-    quads = []
-    for left in pairs:
-        for right in pairs[:: max(1, len(pairs) // 24)]:
-            if len(merges) < plain * 2 // 3:
-                add(left, right)
-                quads.append(left + right)
-    spaced = []
-    for quad in quads:
-        if room():
-            add(space, quad)
-            spaced.append(space + quad)
-    for right in pairs:
-        for left in spaced:
-            if not room():
-                break
-            add(left, right)
-    types = [1] * len(tokens) + [3] * len(special)
-    tokens += special
-    padding = count - len(tokens)
-    tokens += [f"[PAD{number}]" for number in range(len(tokens), count)]
-    types += [5] * padding
-    return tokens, types, merges
-
-
-def sentence_pieces(count):
-    """Return (tokens, types, scores) of a SentencePiece vocabulary as Gemma has it: controls, bytes, words."""
-    tokens = ["<pad>", "<eos>", "<bos>", "<unk>"] + [f"<0x{value:02X}>" for value in range(256)] + ["\n", "<start_of_turn>", "<end_of_turn>"]
-    types = [3, 3, 3, 2] + [6] * 256 + [1, 3, 3]
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    number = 0
-    while len(tokens) < count:
-        word, rest = "", number
-        while True:
-            word += letters[rest % 26]
-            rest //= 26
-            if not rest:
-                break
-        tokens.append(("\u2581" if number % 2 else "") + word + str(number))
-        types.append(1)
-        number += 1
-    return tokens, types, [-float(index) for index in range(len(tokens))]
+# Tokenizer
 
 
 def tokenizer(m):
@@ -657,52 +318,6 @@ def tokenizer(m):
 # The file
 
 
-def packed_string(text):
-    """Return a GGUF string: length, then UTF-8."""
-    raw = text.encode("utf-8")
-    return struct.pack("<Q", len(raw)) + raw
-
-
-PACK = {
-    UINT32: lambda value: struct.pack("<I", value),
-    INT32: lambda value: struct.pack("<i", value),
-    UINT64: lambda value: struct.pack("<Q", value),
-    FLOAT32: lambda value: struct.pack("<f", value),
-    BOOL: lambda value: struct.pack("<?", value),
-    STRING: packed_string,
-}
-
-
-def packed_pair(key, kind, value):
-    """Return one key with its value as GGUF writes it."""
-    if isinstance(kind, tuple):
-        _array, element = kind
-        body = b"".join(map(PACK[element], value))
-        return packed_string(key) + struct.pack("<IIQ", ARRAY, element, len(value)) + body
-    return packed_string(key) + struct.pack("<I", kind) + PACK[kind](value)
-
-
-def aligned(number):
-    """Return the next multiple of GGUF's alignment."""
-    return -(-number // ALIGNMENT) * ALIGNMENT
-
-
-def header(keys, tensors):
-    """Return (header bytes up to the first tensor, [offset of each tensor], length of the data)."""
-    infos, offsets, offset = [], [], 0
-    for tensor in tensors:
-        offsets.append(offset)
-        infos.append(
-            packed_string(tensor["name"])
-            + struct.pack("<I", len(tensor["shape"]))
-            + struct.pack(f"<{len(tensor['shape'])}Q", *tensor["shape"])
-            + struct.pack("<IQ", TYPES[tensor["type"]][0], offset)
-        )
-        offset += aligned(tensor["bytes"])
-    raw = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(keys)) + b"".join(packed_pair(*pair) for pair in keys) + b"".join(infos)
-    return raw.ljust(aligned(len(raw)), b"\0"), offsets, offset
-
-
 def write(name, path, layers=None):
     """Write a shape (or TINY) to path; return {"path", "bytes", "header_bytes", "tensors"}.
 
@@ -729,7 +344,7 @@ def write_tiny(path):
     <|im_end|> now and then.
     """
     chance = random.Random(20260823)
-    hidden, heads, kv_heads, dim, ff, layers = 64, 4, 2, 32, 128, 2
+    layers = 2
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
     tokens, types, merges = byte_pairs(1280, special)
     model = dict(
@@ -737,44 +352,15 @@ def write_tiny(path):
         name="tiny Qwen3",
         size_label="0.2M",
         layers=layers,
-        hidden=hidden,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=dim,
-        feed_forward=ff,
+        hidden=64,
+        heads=4,
+        kv_heads=2,
+        head_dim=32,
+        feed_forward=128,
         vocab=len(tokens),
         source="random weights, seed 20260823",
     )
-    a = "qwen3"
-    keys = [
-        ("general.architecture", STRING, a),
-        ("general.type", STRING, "model"),
-        ("general.name", STRING, model["name"]),
-        ("general.size_label", STRING, model["size_label"]),
-        ("general.description", STRING, model["source"]),
-        (f"{a}.block_count", UINT32, layers),
-        (f"{a}.context_length", UINT32, 40960),
-        (f"{a}.embedding_length", UINT32, hidden),
-        (f"{a}.feed_forward_length", UINT32, ff),
-        (f"{a}.attention.head_count", UINT32, heads),
-        (f"{a}.attention.head_count_kv", UINT32, kv_heads),
-        (f"{a}.rope.freq_base", FLOAT32, 1e6),
-        (f"{a}.attention.layer_norm_rms_epsilon", FLOAT32, 1e-6),
-        (f"{a}.attention.key_length", UINT32, dim),
-        (f"{a}.attention.value_length", UINT32, dim),
-        ("general.quantization_version", UINT32, 2),
-        ("general.file_type", UINT32, 1),
-        ("tokenizer.ggml.model", STRING, "gpt2"),
-        ("tokenizer.ggml.pre", STRING, "qwen2"),
-        ("tokenizer.ggml.tokens", (ARRAY, STRING), tokens),
-        ("tokenizer.ggml.token_type", (ARRAY, INT32), types),
-        ("tokenizer.ggml.merges", (ARRAY, STRING), merges),
-        ("tokenizer.ggml.eos_token_id", UINT32, tokens.index("<|im_end|>")),
-        ("tokenizer.ggml.padding_token_id", UINT32, tokens.index("<|endoftext|>")),
-        ("tokenizer.ggml.bos_token_id", UINT32, tokens.index("<|endoftext|>")),
-        ("tokenizer.ggml.add_bos_token", BOOL, False),
-        ("tokenizer.chat_template", STRING, CHAT_TEMPLATE),
-    ]
+    keys = tiny_keys(model, tokens, types, merges)
     tensors = []
     for tensor, dims in tensor_shapes(model, layers):
         kind = tensor_type(tensor, dims, model, "F16", layers)
@@ -789,6 +375,40 @@ def write_tiny(path):
         size = aligned(out.tell())
         out.truncate(size)
     return {"path": str(path), "bytes": size, "header_bytes": len(head), "tensors": len(tensors)}
+
+
+def tiny_keys(model, tokens, types, merges):
+    """Return TINY's keys as [(key, GGUF type or (ARRAY, element type), value)]."""
+    a = "qwen3"
+    return [
+        ("general.architecture", STRING, a),
+        ("general.type", STRING, "model"),
+        ("general.name", STRING, model["name"]),
+        ("general.size_label", STRING, model["size_label"]),
+        ("general.description", STRING, model["source"]),
+        (f"{a}.block_count", UINT32, model["layers"]),
+        (f"{a}.context_length", UINT32, 40960),
+        (f"{a}.embedding_length", UINT32, model["hidden"]),
+        (f"{a}.feed_forward_length", UINT32, model["feed_forward"]),
+        (f"{a}.attention.head_count", UINT32, model["heads"]),
+        (f"{a}.attention.head_count_kv", UINT32, model["kv_heads"]),
+        (f"{a}.rope.freq_base", FLOAT32, 1e6),
+        (f"{a}.attention.layer_norm_rms_epsilon", FLOAT32, 1e-6),
+        (f"{a}.attention.key_length", UINT32, model["head_dim"]),
+        (f"{a}.attention.value_length", UINT32, model["head_dim"]),
+        ("general.quantization_version", UINT32, 2),
+        ("general.file_type", UINT32, 1),
+        ("tokenizer.ggml.model", STRING, "gpt2"),
+        ("tokenizer.ggml.pre", STRING, "qwen2"),
+        ("tokenizer.ggml.tokens", (ARRAY, STRING), tokens),
+        ("tokenizer.ggml.token_type", (ARRAY, INT32), types),
+        ("tokenizer.ggml.merges", (ARRAY, STRING), merges),
+        ("tokenizer.ggml.eos_token_id", UINT32, tokens.index("<|im_end|>")),
+        ("tokenizer.ggml.padding_token_id", UINT32, tokens.index("<|endoftext|>")),
+        ("tokenizer.ggml.bos_token_id", UINT32, tokens.index("<|endoftext|>")),
+        ("tokenizer.ggml.add_bos_token", BOOL, False),
+        ("tokenizer.chat_template", STRING, CHAT_TEMPLATE),
+    ]
 
 
 def tiny_values(tensor, chance, tokens, spoken):

@@ -2,7 +2,7 @@
 # Copyright (c) 2026, gpufleet.llm maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Lay out what serve.py serves: Ollama releases and a model registry.
+"""Write what serve.py serves: Ollama releases and a model registry.
 
     make_mirror.py --root DIR [--server auto|real|standin] [--real-dir DIR] [--shape full|small]
 
@@ -244,7 +244,8 @@ def hole_digest(header: bytes, size: int) -> str:
 def model_file(shape: str, layers: int | None) -> dict:
     """Return {"path", "digest", "size", "header"} of a shape's file in the cache; header is None for one with real bytes."""
     module = shapes()
-    recipe = hashlib.sha256((REAL / "shapes.py").read_bytes() + f"{shape}:{layers}".encode()).hexdigest()[:16]
+    sources = b"".join((REAL / name).read_bytes() for name in ("gguf_file.py", "models.json", "shapes.py", "vocabulary.py"))
+    recipe = hashlib.sha256(sources + f"{shape}:{layers}".encode()).hexdigest()[:16]
     path = cache_folder() / f"{shape}-{layers or 'all'}-{recipe}.gguf"
     facts = path.with_suffix(".json")
     if not (path.exists() and facts.exists()):
@@ -264,7 +265,7 @@ def model_file(shape: str, layers: int | None) -> dict:
 
 
 def record_digests() -> None:
-    """Write known_digests.json anew for what shapes.py writes today."""
+    """Write known_digests.json again for what shapes.py writes today."""
     found = {}
     for shape in LARGE.values():
         file = model_file(shape, None)
@@ -325,7 +326,7 @@ def blob(folder: Path, media: str, body: bytes) -> dict:
 
 
 def make(root: Path, server: str = "auto", real_dir: str | None = None, shape: str = "full") -> dict:
-    """Lay everything out; return what is written to server.json."""
+    """Write everything; return what is written to server.json."""
     root.mkdir(parents=True, exist_ok=True)
     real = real_releases(real_dir) if server in ("auto", "real") else {}
     if server == "real" and not real:
@@ -363,7 +364,7 @@ def make(root: Path, server: str = "auto", real_dir: str | None = None, shape: s
 def main(argv: list | None = None) -> int:
     """Entry point; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, help="where to lay it out")
+    parser.add_argument("--root", type=Path, help="where to write it")
     parser.add_argument("--server", choices=("auto", "real", "standin"), default=os.environ.get("LAB_SERVER") or "auto")
     parser.add_argument("--real-dir", help="folder of VERSION/{bin,lib} instead of the cache of lab/real/build")
     parser.add_argument("--shape", choices=("full", "small"), default="full")

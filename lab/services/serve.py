@@ -2,7 +2,7 @@
 # Copyright (c) 2026, gpufleet.llm maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The lab's release mirror and model registry: one static server over what make_mirror.py laid out.
+"""The lab's release mirror and model registry: one static server over what make_mirror.py wrote.
 
     serve.py --root DIR [--cert FILE --key FILE --port 443] [--http-port 80] [--bind ADDRESS]
 

@@ -1,6 +1,6 @@
 # Copyright (c) 2026, gpufleet.llm maintainers
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Names of models, and the models folder: manifests and blobs, laid out as the real server lays them out."""
+"""Names of models, and the models folder: manifests and blobs, arranged as the real server arranges them."""
 
 from __future__ import annotations
 

@@ -34,15 +34,16 @@ class Target:
     """The attacked gateway."""
 
     def __init__(self, host, ca, model):
-        self.host, self.model, self.context = host, model, ssl.create_default_context(cafile=ca)
+        self.host, _colon, port = host.partition(":")
+        self.port, self.model, self.context = int(port or 443), model, ssl.create_default_context(cafile=ca)
 
     def connect(self, timeout=30):
         """An open TLS connection."""
-        return self.context.wrap_socket(socket.create_connection((self.host, 443), timeout=timeout), server_hostname=self.host)
+        return self.context.wrap_socket(socket.create_connection((self.host, self.port), timeout=timeout), server_hostname=self.host)
 
     def open(self):
         """A connection that stays open, as an honest client has one."""
-        return http.client.HTTPSConnection(self.host, context=self.context, timeout=120)
+        return http.client.HTTPSConnection(self.host, self.port, context=self.context, timeout=120)
 
     def ask(self, method, path, body=None, token=None, line=None):
         """(status, body) of one request; a line that breaks is a status of its own."""
@@ -106,9 +107,10 @@ def steal(target, tokens, seconds):
 def pin(target, tokens, _seconds):
     """Runner options on every route, in every spelling; and what is closed."""
     said = {"inference": [], "closed": [], "inner": []}
-    names = ["num_ctx", "NUM_CTX", "num\\u005fctx", "num_gpu", "num_batch", "num_thread", "main_gpu", "use_mmap", "draft_num_predict"]
+    spellings = ["num_ctx", "NUM_CTX", "num\\u005fctx"]
+    others = ["num_gpu", "num_batch", "num_thread", "main_gpu", "use_mmap", "draft_num_predict"]
     for number, path in enumerate(PINNED * 2):
-        options = ",".join(f'"{name}":{512 + number}' for name in (names if number % 2 else names[:1] + names[3:]) if number % 2 == 0 or name != "NUM_CTX")
+        options = ",".join(f'"{name}":{512 + number}' for name in [spellings[number % 3], *others])
         more = '"messages":[{"role":"user","content":"hi"}],"prompt":"hi","input":"hi","max_tokens":1,"max_output_tokens":1'
         body = f'{{"model":"{target.model}",{more},"stream":false,"options":{{{options},"num_predict":1}},"keep_\\u0061live":0,"shift":false}}'
         said["inference"].append(target.ask("POST", path, body.encode(), tokens["mallory"])[0])

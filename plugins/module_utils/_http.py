@@ -24,7 +24,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple
 
 BLOCK = 1024 * 1024
@@ -228,7 +228,7 @@ class Server:
             self.close()
             raise
 
-    def lines(self, response: http.client.HTTPResponse, longest: int = LONGEST_LINE) -> Iterator[bytes]:
+    def lines(self, response: http.client.HTTPResponse, longest: int = LONGEST_LINE) -> Generator[bytes, None, None]:
         """The lines of an answer as they come, each with its line break; the last may have none."""
         ended = False
         try:

@@ -66,7 +66,7 @@ kernel:
   returned: always
   sample: 6.1.0-50-amd64
 systemd:
-  description: Version of systemd; null where there is none.
+  description: Version of systemd. Null without systemd.
   type: int
   returned: always
   sample: 252
@@ -78,7 +78,7 @@ memory_mib:
 paths:
   description:
     For each path its kind (file, directory, link, other, absent), link target, owner, group, mode, size in bytes and free space in MiB;
-    refusal is empty, or says through which link in the path somebody else than root could lead root elsewhere.
+    refusal is empty, or names the link in the path through which another account could redirect root.
   type: dict
   returned: always
   sample:

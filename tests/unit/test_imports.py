@@ -161,4 +161,4 @@ def test_the_map_of_questions_names_every_package_and_files_that_exist():
             named.append(name if name.startswith("_") else folder + name)
     lost = [name for name in named if not (ROOT / name).exists() and not (REPO / name).exists()]
     assert (lost, len(named) > 40) == ([], True)
-    assert {package for package in MAY_IMPORT if not any(name.startswith(package) for name in named)} == {"_stats"}
+    assert {package for package in MAY_IMPORT if not any(name.startswith(package) for name in named)} == set()

@@ -38,7 +38,8 @@ def problems(tokens, models):
         for model in models
         if isinstance(model, dict) and "name" in model and not MODEL.fullmatch(str(model["name"]))
     ]
-    seen_names, seen_hashes = set(), {}
+    seen_names: set[str] = set()
+    seen_hashes: dict[str, str] = {}
     for index, entry in enumerate(tokens):
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str) or not NAME.fullmatch(entry["name"]):
             found.append(

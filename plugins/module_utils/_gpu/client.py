@@ -10,12 +10,17 @@ from __future__ import annotations
 from . import shape
 from .shape import GPU_IS_LOST, SUCCESS
 
+# As typing has it, without importing it: the guard's tick pays for every import.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 FIELD_RECOVERY_ACTION = 230  # NVML_FI_DEV_GET_GPU_RECOVERY_ACTION
 MEMORY_V2 = 0x02000028  # version of nvmlMemory_v2_t: its size in bytes and its number
 RETRIES = 5  # of a process list that grew between "how many" and "which"
 
 
-def load():
+def load() -> Any:
     """The module pynvml, or None where nvidia-ml-py is not installed."""
     try:
         import pynvml
@@ -39,7 +44,7 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def read(nvml, source: str, proc: str = "/proc") -> dict:
+def read(nvml: Any, source: str, proc: str = "/proc") -> dict:
     """A sample by a module with pynvml's functions. Initialises NVML and shuts it down again."""
     answer = shape.answer(source)
     # Known without a driver: the library's own version (measured, Debian 535 and 550).
@@ -62,7 +67,7 @@ def read(nvml, source: str, proc: str = "/proc") -> dict:
     return shape.answered(answer)
 
 
-def _ask(nvml, name, *args):
+def _ask(nvml: Any, name: str, *args: object) -> tuple[int, Any]:
     """``(code, value)`` of one call; value is None unless the code is 0."""
     function = getattr(nvml, name, None)
     if function is None:
@@ -75,11 +80,11 @@ def _ask(nvml, name, *args):
         return shape.UNKNOWN, None
 
 
-def _error_text(nvml, code):
+def _error_text(nvml: Any, code: int) -> str:
     return _text(_ask(nvml, "nvmlErrorString", code)[1]) or "no text"
 
 
-def _text(value):
+def _text(value: str | bytes | None) -> str | None:
     """str of a text that older clients give as bytes; None for an empty one."""
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
@@ -89,11 +94,11 @@ def _text(value):
 class _Device:
     """Calls for one device; remembers the worst that happened to it."""
 
-    def __init__(self, nvml, index):
+    def __init__(self, nvml: Any, index: int) -> None:
         self.nvml = nvml
         self.code, self.handle = _ask(nvml, "nvmlDeviceGetHandleByIndex", index)
 
-    def ask(self, names, *args):
+    def ask(self, names: str, *args: object) -> Any:
         """The value of the first of ``names`` that exists and works, or None."""
         for name in names.split():
             code, value = _ask(self.nvml, name, self.handle, *args)
@@ -104,7 +109,7 @@ class _Device:
         return None
 
 
-def _gpu(nvml, index, proc):
+def _gpu(nvml: Any, index: int, proc: str) -> dict[str, Any]:
     gpu = dict(shape.EMPTY_GPU, index=index)
     device = _Device(nvml, index)
     if device.code == SUCCESS:
@@ -125,11 +130,11 @@ def _gpu(nvml, index, proc):
     return gpu
 
 
-def _device_error(nvml, index, code):
+def _device_error(nvml: Any, index: int, code: int) -> str:
     return f"GPU {index} could not be opened: NVML code {code} ({_error_text(nvml, code)})."
 
 
-def _identity(device):
+def _identity(device: _Device) -> dict[str, Any]:
     pci = device.ask("nvmlDeviceGetPciInfo_v3 nvmlDeviceGetPciInfo")
     capability = device.ask("nvmlDeviceGetCudaComputeCapability")
     return {
@@ -140,14 +145,14 @@ def _identity(device):
     }
 
 
-def _memory(device):
+def _memory(device: _Device) -> dict[str, Any]:
     memory = device.ask("nvmlDeviceGetMemoryInfo", MEMORY_V2)
     if memory is None:
         memory = device.ask("nvmlDeviceGetMemoryInfo")
     return {f"{name}_mib": shape.mib(getattr(memory, name, None)) for name in ("total", "reserved", "used", "free")}
 
 
-def _sensors(device):
+def _sensors(device: _Device) -> dict[str, Any]:
     load = device.ask("nvmlDeviceGetUtilizationRates")
     limits = device.ask("nvmlDeviceGetPowerManagementLimitConstraints") or (None, None)
     bits = device.ask("nvmlDeviceGetCurrentClocksEventReasons nvmlDeviceGetCurrentClocksThrottleReasons")
@@ -167,7 +172,7 @@ def _sensors(device):
     }
 
 
-def _modes(device):
+def _modes(device: _Device) -> dict[str, Any]:
     return {
         "ecc_enabled": _current(device.ask("nvmlDeviceGetEccMode")),
         "mig_enabled": _current(device.ask("nvmlDeviceGetMigMode")),
@@ -181,7 +186,7 @@ def _modes(device):
     }
 
 
-def _recovery_action(device):
+def _recovery_action(device: _Device) -> str | None:
     fields = device.ask("nvmlDeviceGetFieldValues", [FIELD_RECOVERY_ACTION])
     if not fields or fields[0].nvmlReturn != SUCCESS:
         return None
@@ -189,7 +194,7 @@ def _recovery_action(device):
     return shape.RECOVERY_ACTIONS.get(number, f"unknown_{number}")
 
 
-def _processes(device, proc):
+def _processes(device: _Device, proc: str) -> list[dict[str, Any]] | None:
     """Compute and graphics processes, one entry a pid; None when the compute list could not be read."""
     compute = _process_list(device, "nvmlDeviceGetComputeRunningProcesses")
     if compute is None:
@@ -204,7 +209,7 @@ def _processes(device, proc):
     return [shape.process(pid, kind, shape.mib(used), proc) for pid, (kind, used) in sorted(merged.items())]
 
 
-def _process_list(device, name):
+def _process_list(device: _Device, name: str) -> Any:
     for _attempt in range(RETRIES):
         code, entries = _ask(device.nvml, name, device.handle)
         if code == GPU_IS_LOST:
@@ -214,14 +219,14 @@ def _process_list(device, name):
     return None
 
 
-def _watt(milliwatt):
+def _watt(milliwatt: int | None) -> float | None:
     return None if milliwatt is None else round(milliwatt / 1000, 1)
 
 
-def _flag(number):
+def _flag(number: int | None) -> bool | None:
     return None if number is None else bool(number)
 
 
-def _current(pair):
+def _current(pair: tuple[int, int] | None) -> bool | None:
     """NVML gives modes as (current, pending)."""
     return None if pair is None else bool(pair[0])

@@ -12,10 +12,13 @@ sample says so in ``state``. Its shape is the docstring of shape.py.
 
 from __future__ import annotations
 
+from typing import Any
+
+from .._host.units import Run
 from . import client, library, smi
 
 
-def sample(nvml=None, run=None, proc: str = "/proc", library_name: str = library.NAME) -> dict:
+def sample(nvml: Any = None, run: Run | None = None, proc: str = "/proc", library_name: str = library.NAME) -> dict:
     """One sample of everything (shape: shape.py).
 
     ``nvml`` is a module with pynvml's functions; without one, pynvml is imported, and where that is not

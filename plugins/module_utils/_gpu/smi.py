@@ -10,19 +10,24 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from collections.abc import Callable, Sequence
+from typing import Any
 
+from .._host.units import Run
 from . import shape
 from .shape import GPU_IS_LOST, SUCCESS
 
 
-def _enabled(text):
+def _enabled(text: str) -> bool:
     if text not in ("Enabled", "Disabled"):
         raise ValueError(text)
     return text == "Enabled"
 
 
+Field = tuple[str, str, Callable[[str], Any]]
+
 # Key of the GPU, field as `nvidia-smi --help-query-gpu` names it, and how its text is read.
-FIELDS = (
+FIELDS: tuple[Field, ...] = (
     ("index", "index", int),
     ("uuid", "uuid", str),
     ("name", "name", str),
@@ -54,7 +59,7 @@ FIELDS = (
 TIMEOUT_S = 60  # without persistence every call starts the card, seconds each
 
 
-def read(run=None, proc: str = "/proc") -> dict | None:
+def read(run: Run | None = None, proc: str = "/proc") -> dict | None:
     """A sample by nvidia-smi's csv answers; None where there is no such program or it does not end in time."""
     fields = list(FIELDS)
     while True:
@@ -78,7 +83,7 @@ def read(run=None, proc: str = "/proc") -> dict | None:
     return shape.answered(answer)
 
 
-def _ask(run, query):
+def _ask(run: Run | None, query: str) -> Any:
     try:
         return (run or subprocess.run)(
             ["nvidia-smi", query, "--format=csv,noheader,nounits"],
@@ -93,12 +98,12 @@ def _ask(run, query):
         return None
 
 
-def _rows(text):
+def _rows(text: str) -> list[list[str]]:
     """Cells of each line; nvidia-smi quotes nothing, and no value has a comma."""
     return [[cell.strip() for cell in line.split(",")] for line in text.splitlines() if line.strip()]
 
 
-def _gpu(fields, row):
+def _gpu(fields: Sequence[Field], row: list[str]) -> dict[str, Any] | None:
     """A GPU of one row; None for a line that is not one (a message between the rows)."""
     if len(row) != len(fields) or not row[0].isdigit():
         return None
@@ -113,7 +118,7 @@ def _gpu(fields, row):
     return gpu
 
 
-def _converted(convert, text):
+def _converted(convert: Callable[[str], Any], text: str) -> Any:
     """The cell's value; None for [N/A], [Not Supported], [Unknown Error] and whatever else is no such value."""
     if not text or text.startswith("[") or text == "N/A":
         return None
@@ -123,7 +128,7 @@ def _converted(convert, text):
         return None
 
 
-def _lost(index, text, columns):
+def _lost(index: int, text: str, columns: int) -> dict[str, Any]:
     """The GPU of the message that nvidia-smi gives in place of its row."""
     text = " ".join(line.strip() for line in text.splitlines() if line.count(",") != columns - 1)
     bus = re.search(r"([0-9A-Fa-f]{4,8}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-9A-Fa-f])", text)
@@ -136,7 +141,7 @@ def _lost(index, text, columns):
     )
 
 
-def _add_processes(gpus, run, proc):
+def _add_processes(gpus: list[dict[str, Any]], run: Run | None, proc: str) -> None:
     done = _ask(run, "--query-compute-apps=gpu_uuid,pid,used_memory")
     if done is None or done.returncode != SUCCESS:
         return

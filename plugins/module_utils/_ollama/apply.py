@@ -47,7 +47,7 @@ def ensure_present(
         result.differs = difference(result.before, result.after) if result.before else ["model"]
     else:
         # Only in check mode: the base is not there yet, or will be another one.
-        empty = {field: [] for field in ("weights", "adapters", "messages")}
+        empty: dict[str, Any] = {field: [] for field in ("weights", "adapters", "messages")}
         result.after = wanted(declared, base_name, {**dict.fromkeys(FIELDS, ""), **empty, "parameters": {}}, adapter)
         moved = result.before and result.before["parent"].lower() != result.after["parent"].lower()
         result.differs = [*(["parent"] if moved else []), "weights"] if result.before else ["model"]
@@ -94,7 +94,7 @@ def create_request(declared: Declaration, name: str, base: str, adapter: str | N
 
 def _check_outcome(client: ollama_client.Client, name: str, result: Result) -> None:
     """Fail if the server did not store what was sent: else the next run would change it again, and each after it."""
-    left = difference(observe(client.show(name)), result.after)
+    left = difference(observe(client.show(name)), result.after or {})
     if left:
         raise ModelError(
             f"Model {name} was created, but the server holds something else in {', '.join(left)}. Either another "

@@ -171,8 +171,9 @@ def _fields(given: dict[str, Any], folder: str) -> dict[str, Any]:
     fields.update(_source(given["name"], declared.pop("from"), folder))
     for key, value in declared.items():
         fields[key] = {**value, **(given.get("parameters") or {})} if key == "parameters" else value
-    if fields.get("adapter"):
-        fields["adapter"] = _path(fields["adapter"], folder) or os.path.join(folder, fields["adapter"])
+    adapter = fields.get("adapter")
+    if adapter:
+        fields["adapter"] = _path(adapter, folder) or os.path.join(folder, adapter)
     return fields
 
 

@@ -76,6 +76,9 @@ class Entry:
 
     @property
     def modelfile(self) -> str:
+        """Text of the file that shows it; "" of a model that is to be absent."""
+        if self.declared is None:
+            return ""
         comments = ("Written by Ansible (gpufleet.llm, role models) for people to read; the server does not read it.",)
         return declaration.declared_modelfile(self.declared, comments + ((self.comment,) if self.comment else ()))
 
@@ -211,7 +214,8 @@ def problems(entries: Any, max_loaded: int = 0) -> list[str]:
     """What is wrong with a list of declared models, a sentence each; nothing is asked of any host."""
     if not isinstance(entries, list):
         return ["models_declared is no list; each entry of it declares one model."]
-    found, names, loads = [], {}, []
+    found, loads = [], []
+    names: dict[str, int] = {}
     for number, entry in enumerate(entries, 1):
         if not isinstance(entry, dict):
             found.append(

@@ -63,7 +63,7 @@ def parse(text: str) -> list[Instruction]:
     while position < len(text):
         char = text[position]
         if char in "\r\n":
-            position, line = _EOL.match(text, position).end(), line + 1
+            position, line = next(_EOL.finditer(text, position)).end(), line + 1
         elif char in " \t":
             position += 1
         elif char == "#":
@@ -81,8 +81,8 @@ def _instruction(text: str, position: int, line: int) -> tuple[Instruction, int,
     """The instruction that starts at `position`, the position after it and the line there."""
     word = _WORD.match(text, position)
     name = word.group().upper() if word else ""
-    if name not in INSTRUCTIONS:
-        given = re.match(r"\S{0,40}", text[position : position + 41]).group()
+    if word is None or name not in INSTRUCTIONS:
+        given = next(re.finditer(r"\S{0,40}", text[position : position + 41])).group()
         near = difflib.get_close_matches(given.upper(), INSTRUCTIONS, n=1)
         raise ModelfileError(
             f"'{given}' is no instruction; a line starts with one of {', '.join(INSTRUCTIONS)}."
@@ -91,7 +91,7 @@ def _instruction(text: str, position: int, line: int) -> tuple[Instruction, int,
         )
     position = word.end()
     if position >= len(text) or text[position] not in " \t":
-        rest = re.match(r"\S{0,20}", text[position : position + 21]).group()
+        rest = next(re.finditer(r"\S{0,20}", text[position : position + 21])).group()
         raise ModelfileError(f"{name} is followed by '{rest}'; it takes a blank and a value.", line)
     position += 1
     key = ""
@@ -124,7 +124,7 @@ def _value(text: str, position: int, line: int, name: str) -> tuple[str, int, in
     while True:
         found = _EOL.search(text, position)
         end = found.start() if found else len(text)
-        raw = text[start:end].strip() if lines == 0 else None
+        raw = text[start:end].strip() if lines == 0 else ""
         if lines == 0:
             whole = _unquote(raw)
             quote = '"""' if raw.startswith('"""') else '"'

@@ -55,7 +55,7 @@ def observe(unit: str, systemctl: str = "systemctl", proc: str = "/proc") -> dic
     """
     properties = _properties(unit, systemctl)
     pid = int(properties.get("MainPID") or 0)
-    found = {
+    found: dict[str, Any] = {
         "active": properties.get("ActiveState", "unknown"),
         "pid": pid or None,
         "started_at": properties.get("ExecMainStartTimestamp") or None,

@@ -31,13 +31,13 @@ def ensure_base(
         if not declared.quantize and not declared.extension:
             return declared.base
         change = declared.extension.text if declared.extension else declared.quantize
-        digest = store.digest(declared.base)
-        if digest is None or (result.check and result.changed):
+        found = store.find(declared.base)
+        if found is None or (result.check and result.changed):
             return names.source_name(declared.name, "0" * 12, change)
-        source = names.source_name(declared.name, digest, change)
+        source = names.source_name(declared.name, found["digest"], change)
         if store.find(source):
             return source
-        base = store.find(declared.base)["name"]
+        base = found["name"]
         if declared.extension:
             _extend(store, declared, base, source, result)
         elif result.act(f"quantize {base} to {declared.quantize} as {source}"):
@@ -171,7 +171,7 @@ def ensure_pulled(
         if offered is not None or have is None:
             result.act(f"pull {name}")
         return
-    if have is not None:
+    if found is not None and have is not None:
         load.unload(client, found["name"], result, unload_timeout)
     pulled = client.pull(found["name"] if found else name, declared.insecure)
     store.changed()

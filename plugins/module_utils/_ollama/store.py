@@ -23,7 +23,8 @@ class Store:
     """
 
     def __init__(self, client: ollama_client.Client, extend: Callable[..., dict[str, Any]] | None = None):
-        self._client, self._tags = client, None
+        self._client = client
+        self._tags: list[dict[str, Any]] | None = None
         self.extend = extend
 
     def changed(self) -> None:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import urllib.parse
+from typing import Any
 
 from .client import OpenWebuiError
 
@@ -64,7 +65,7 @@ def wanted(observed, asked):
 
     Of dicts only the keys that are asked for change.
     """
-    base = {
+    base: dict[str, Any] = {
         "base": None,
         "name": None,
         "description": "",

@@ -17,6 +17,7 @@ import json
 import os
 import sys
 import time
+from typing import Any
 
 from . import client as open_webui_client
 from . import users
@@ -259,7 +260,8 @@ def main(argv, environ=None, now=time.time):
     if words not in ([], ["--dry-run"]):
         _say("usage: open-webui-retention [--config FILE] [--dry-run]", sys.stderr)
         return 2
-    counts, config, totals, away = None, None, None, False
+    counts, totals, away = None, None, False
+    config: dict[str, Any] = {}
     try:
         config = load_config(path)
         if words:
@@ -282,11 +284,11 @@ def main(argv, environ=None, now=time.time):
             sys.stderr,
         )
     if totals is not None:
-        done = counts is not None and not config["dry_run"]
+        done = None if counts is None or config["dry_run"] else counts
         totals["runs"] += 1
         totals["failures"] += counts is None
-        totals["chats"] += counts["chats"] if done else 0
-        totals["files"] += counts["files"] if done else 0
+        totals["chats"] += done["chats"] if done else 0
+        totals["files"] += done["files"] if done else 0
         try:
             keep_books(config, totals, counts, now())
         except OSError as error:

@@ -28,6 +28,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from typing import IO, cast
 
 from .encode import write_header_files
 from .ggml import GgufError
@@ -158,7 +159,8 @@ def run(engine, model, cards, num_batch, given=False):
         os.chmod(folder, 0o711)
         present = [variant for variant in VARIANTS if os.path.isdir(os.path.join(engine["folder"], variant))]
         answer = {"refused": "the engine found no GPU."}
-        for variant in present or [None]:
+        choices: list[str | None] = [*present] or [None]
+        for variant in choices:
             answer = _ask(engine, variant, path, model, cards, num_batch)
             if "refused" not in answer:
                 return answer
@@ -203,13 +205,14 @@ def _output(command, environment, identity):
         command, env=environment, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         start_new_session=True, **identity,
     )  # fmt: skip
+    output = cast("IO[bytes]", process.stdout)
     deadline, seen = time.monotonic() + DEADLINE_S, b""
     try:
         while len(seen) < MAX_OUTPUT:
             left = deadline - time.monotonic()
-            if left <= 0 or not select.select([process.stdout], [], [], left)[0]:
+            if left <= 0 or not select.select([output], [], [], left)[0]:
                 break
-            block = os.read(process.stdout.fileno(), 65536)
+            block = os.read(output.fileno(), 65536)
             seen += block
             tail = seen[-len(block) - 4096 :]
             at = tail.find(b"projected to use")
@@ -219,7 +222,7 @@ def _output(command, environment, identity):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        process.stdout.close()
+        output.close()
     return seen.decode("utf-8", "replace")
 
 

@@ -98,7 +98,7 @@ def describe(header):
             f"{keys.source} lacks {keys.architecture}.block_count or {keys.architecture}.embedding_length, so its"
             " memory cannot be planned."
         )
-    unknown = {}
+    unknown: dict[str, str] = {}
     shape = {
         "architecture": keys.architecture,
         "layers": layers,

@@ -158,7 +158,7 @@ def read_manifest(ref, deadline_s=None):
         raw = ollama_registry.manifest(name, insecure, SILENCE_S, DEADLINE_S if deadline_s is None else deadline_s)
     try:
         layers = [(layer["mediaType"], layer["digest"], layer["size"]) for layer in ollama_registry.layers(raw) or [{}]]
-        extra = {}
+        extra: dict[str, int] = {}
         for kind, _digest, size in layers:
             if kind in EXTRA_LAYERS:
                 extra[EXTRA_LAYERS[kind]] = extra.get(EXTRA_LAYERS[kind], 0) + int(size)

@@ -137,10 +137,10 @@ def _may_quantize_cache(model):
 
 def _smaller_weights(model):
     tensors = model["header"]["tensors"]
-    main = {}
+    main: dict[str, int] = {}
     for tensor in tensors:
         main[tensor["type"]] = main.get(tensor["type"], 0) + tensor["bytes"]
-    if max(main, key=main.get) in QUANTIZED_ENOUGH:
+    if max(main, key=lambda kind: main[kind]) in QUANTIZED_ENOUGH:
         return {}
     shape = as_q4_k_m(model["shape"], tensors)
     return {"shape": shape} if shape else {}

@@ -33,7 +33,7 @@ engine = _engine()
 
 def test_the_guide_has_the_table_of_the_records():
     records = json.loads(engine.RECORDS.read_text(encoding="utf-8"))
-    guide = engine.GUIDE.read_text(encoding="utf-8")
+    guide = engine.PAGE.read_text(encoding="utf-8")
     assert engine.filled(guide, engine.keep([], records)) == guide, "run molecule/guard/break_and_watch --write"
 
 

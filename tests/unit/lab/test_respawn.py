@@ -1,7 +1,7 @@
 # Copyright (c) 2026, gpufleet.llm maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""gpu_info starts itself anew under the managed interpreter; run through Ansible itself, so not under ansible-test."""
+"""gpu_info starts itself again under the managed interpreter; run through Ansible itself, so not under ansible-test."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import sys
 
 
 def test_the_managed_python_is_taken(tmp_path, repo):
-    """With another interpreter than the one it runs under, the module starts itself anew there (through Ansible itself)."""
+    """With another interpreter than the one it runs under, the module starts itself again there (through Ansible itself)."""
     other = tmp_path / "venv/bin/python"
     other.parent.mkdir(parents=True)
     other.symlink_to(sys.executable)

@@ -58,7 +58,7 @@ def _of_sources(history, sample, settings):
     if ollama["state"] != "ok":
         yield _signal("ollama_unreadable", ollama["state"], {"detail": ollama.get("detail") or ollama["state"]})
     if nvml["state"] != "ok":
-        yield _signal("driver", nvml["state"], {"state": nvml["state"], "detail": nvml.get("detail") or ""})
+        yield _signal("driver", nvml["state"], {"state": nvml["state"], "detail": nvml["detail"]})
 
 
 def _of_gpus(sample):

@@ -1055,7 +1055,7 @@ def test_unfencing_as_root_follows_no_link_out_of_the_guards_folder(config, tmp_
     assert (status, prize.read_text()) == (1, "root's")
     (folder / "state.json.new").unlink()
     status, text = apart(lambda: commands.lift_fence(config, later(40)))
-    assert (status, "fence is removed" in text) == (0, True)
+    assert (status, "fence is removed" in text) == (0, True), text
     assert (folder / "state.json").stat().st_uid == 65534
 
 

@@ -302,3 +302,21 @@ def test_every_rule_has_a_ladder_that_is_known_and_words():
         assert list(rule["ladder"]) == sorted(rule["ladder"], key=("unload", "end", "restart", "fence").index), name
         assert rule["means"] and rule["why_not"], name
     assert set(BLIND) <= set(policy.RULES)
+
+
+def test_the_thresholds_without_a_variable_of_their_own_are_these():
+    """Those with one are compared with the role's defaults; a change of these is a change for users, too."""
+    fine = {
+        "ownerless_mib": 1024,
+        "foreign_mib": 300,
+        "leak_mib": 256,
+        "leak_mib_per_hour": 50,
+        "leak_window_s": 900,
+        "context_mib": 457,
+        "scratch_bytes_per_token": 4096,
+        "load_grace_s": 300,
+        "unload_grace_s": 10,
+        "idle_s": 30,
+        "settle_s": {"unload": 30, "end": 30, "restart": 60, "fence": 0},
+    }
+    assert {key: policy.DEFAULTS[key] for key in fine} == fine

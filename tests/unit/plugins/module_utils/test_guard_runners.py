@@ -112,6 +112,7 @@ def test_a_runner_that_served_another_is_taken_only_if_no_new_one_is_left_and_is
 def test_a_model_in_host_memory_has_no_runner_on_a_card():
     assert served(follow([process(7, 4900)], [{**A, "size_vram_mib": 0}])) == {key(7): (None, False)}
     assert served(follow([process(7, 4900)], [])) == {key(7): (None, False)}
+    assert served(follow([process(7, 459)], [{**A, "size_vram_mib": 1, "context_length": 0}])) == {key(7): ("a:latest@da", True)}
 
 
 def test_more_models_than_runners_leave_the_worst_match_out():

@@ -66,7 +66,10 @@ def test_without_the_api_processes_and_memory_are_still_seen():
     assert set(found) == {"ollama_unreadable:down", f"orphan:{key(9)}"}
 
 
-@pytest.mark.parametrize(("xid", "lost"), [(79, True), (46, True), (31, False), (999, False)])
+FATAL, OF_APPLICATIONS = (46, 62, 79, 119, 120, 140, 154), (13, 31, 43, 45, 68, 109)
+
+
+@pytest.mark.parametrize(("xid", "lost"), [*((xid, True) for xid in FATAL), *((xid, False) for xid in (*OF_APPLICATIONS, 32, 61, 80, 155))])
 def test_a_fatal_xid_is_a_lost_card(xid, lost):
     seen = history(xids=[{"at": "1", "gpu": "A", "xid": xid, "seen": NOW}])
     assert ("gpu_lost:A" in shown(sample(), seen)) == lost
@@ -82,6 +85,10 @@ def test_three_application_errors_are_a_reason_and_two_are_not():
     assert name not in shown(sample(), errors(13, 31))
     assert name not in shown(sample(), errors(13, 31, 999))
     assert shown(sample(), errors(13, 79, 31, 43))[name]["numbers"] == {"xids": [13, 31, 43]}
+    for xid in OF_APPLICATIONS:
+        assert name in shown(sample(), errors(xid, xid, xid)), xid
+    for xid in (*FATAL, 12, 14, 30, 32, 44, 69, 110):
+        assert name not in shown(sample(), errors(xid, xid, xid)), xid
 
 
 def test_cards_that_are_lost_want_a_reset_or_cannot_be_read():
@@ -197,6 +204,12 @@ def test_without_a_model_nothing_is_stale_and_with_one_nothing_left_is_trapped()
     assert [name for name in found if name.startswith(("stale", "trapped"))] == [f"stale_runner:{key(8)}"]
     found = shown(sample([process(8, 4441)]), history(runners={key(8): left()}))
     assert [name for name in found if name.startswith(("stale", "trapped"))] == [f"trapped:{UNIT}"]
+
+
+def test_with_a_model_in_host_memory_only_the_runner_that_is_left_is_stale_and_not_trapped():
+    seen = history(runners={key(8): left()})
+    found = shown(sample([process(8, 4441)], [model("a", 0)]), seen)
+    assert [name for name in found if name.startswith(("stale", "trapped"))] == [f"stale_runner:{key(8)}"]
 
 
 def test_an_orphan_is_no_stale_runner():
