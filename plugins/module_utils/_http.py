@@ -238,6 +238,8 @@ class Server:
                     if response.length or (response.chunked and response.chunk_left is not None):
                         # readline() accepts an answer that is cut; chunk_left is None after the last chunk.
                         raise http.client.IncompleteRead(b"", response.length)
+                    # Nor does it end an answer of known length of itself: the connection would seem busy.
+                    response.close()
                     ended = True
                     return
                 if len(raw) > longest:

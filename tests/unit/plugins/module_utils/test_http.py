@@ -102,7 +102,8 @@ def test_lines_come_one_by_one_and_a_cut_is_told():
         assert failure(lambda: list(asking.lines(asking.send("GET", "/x"), longest=40))).kind == "too_long"
 
 
-def test_blocks_leave_the_connection_open_for_the_next_request():
+@pytest.mark.parametrize("way", ["read", "lines", "blocks"])
+def test_an_answer_read_to_its_end_leaves_the_connection_open(way):
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve():
@@ -110,16 +111,28 @@ def test_blocks_leave_the_connection_open_for_the_next_request():
         with connection:
             for _request in range(2):
                 connection.recv(65536)
-                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc")
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\na\nb\n")
 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     asking = server(f"http://127.0.0.1:{listener.getsockname()[1]}")
     for _request in range(2):
-        assert b"".join(asking.blocks(asking.send("GET", "/x"))) == b"abc"
+        answer = getattr(asking, way)(asking.send("GET", "/x"))
+        assert (answer if way == "read" else b"".join(answer)) == b"a\nb\n"
     thread.join(5)
     listener.close()
     assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("way", ["lines", "blocks"])
+def test_an_answer_left_before_its_end_costs_the_connection(way):
+    with scripted(http(b"a\nb\n" * 50_000), http(b"next")) as (url, asked):
+        asking = server(url)
+        parts = getattr(asking, way)(asking.send("GET", "/x"))
+        next(parts)
+        parts.close()
+        assert answered(asking) == b"next"
+    assert len(asked) == 2
 
 
 def test_blocks_of_an_answer_that_ends_too_early():
