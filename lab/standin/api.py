@@ -225,7 +225,8 @@ class Handler(BaseHTTPRequestHandler):
         streams = bool(body.get("stream")) if openai else body.get("stream") is not False
         result = getattr(self.api, name)(openai_request(body) if openai else body)
         if streams and openai:
-            self.stream(openai_chunks(openai, body, result), "text/event-stream")
+            events = [result] if isinstance(result, dict) else result
+            self.stream(openai_chunks(openai, body, events), "text/event-stream")
         elif streams and result is not None and not isinstance(result, dict):
             self.stream(compact(line) + "\n" for line in result)
         elif result is None:
@@ -243,8 +244,5 @@ class Handler(BaseHTTPRequestHandler):
         if there or self.command == "HEAD":
             self.answer(200 if there else 404)
             return
-        found = self.api.store.put_stream(self.rfile.read, length)
-        if found != digest.replace("-", ":"):
-            os.unlink(self.api.store.blob(found))
-            raise ApiError(400, f'digest mismatch, expected "{digest}", got "{found}"')
+        self.api.store.put_stream(self.rfile.read, length, digest.replace("-", ":"))
         self.answer(201)
