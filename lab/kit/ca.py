@@ -31,29 +31,10 @@ def ensure():
     folder.mkdir(parents=True, exist_ok=True)
     os.chmod(folder, 0o700)
     say(f"Making the lab's CA in {folder}")
-    run(
-        [
-            "openssl",
-            "req",
-            "-x509",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-days",
-            "3650",
-            "-sha256",
-            "-subj",
-            "/CN=gpufleet throw-away lab CA",
-            "-addext",
-            "basicConstraints=critical,CA:TRUE,pathlen:0",
-            "-addext",
-            "keyUsage=critical,keyCertSign,cRLSign",
-            "-keyout",
-            folder / "ca.key",
-            "-out",
-            folder / "ca.crt",
-        ]
-    )
+    words = "openssl req -x509 -newkey rsa:2048 -nodes -days 3650 -sha256".split() + ["-subj", "/CN=gpufleet throw-away lab CA"]
+    for extension in ("basicConstraints=critical,CA:TRUE,pathlen:0", "keyUsage=critical,keyCertSign,cRLSign"):
+        words += ["-addext", extension]
+    run([*words, "-keyout", folder / "ca.key", "-out", folder / "ca.crt"])
     os.chmod(folder / "ca.key", 0o600)
     return folder
 

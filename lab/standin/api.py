@@ -115,7 +115,6 @@ ROUTES = {
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     api: Api
-    timeout = 3600
 
     def log_message(self, format, *args):  # noqa: A002  (the name is the base class's)
         """handle_any writes the log line."""
@@ -161,11 +160,10 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
     def body(self) -> dict:
-        raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        if not raw.strip():
+        if not self.raw.strip():
             raise ApiError(400, "missing request body")
         try:
-            found = json.loads(raw)
+            found = json.loads(self.raw)
         except ValueError as error:
             raise ApiError(400, f"invalid character: {error}") from error
         if not isinstance(found, dict) or not isinstance(found.get("options") or {}, dict):
@@ -185,7 +183,10 @@ class Handler(BaseHTTPRequestHandler):
         """Answer one request, whatever happens, and write the log line."""
         started, self.status = time.monotonic(), 0
         self.path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
+        upload = self.command == "POST" and self.path.startswith("/api/blobs/")
+        self.close_connection = self.close_connection or upload
         try:
+            self.raw = b"" if upload else self.rfile.read(int(self.headers.get("Content-Length") or 0))
             self.route(self.path, "GET" if self.command == "HEAD" else self.command)
         except ApiError as error:
             self.fail(error)
@@ -217,7 +218,7 @@ class Handler(BaseHTTPRequestHandler):
         elif path in ROUTES.get(method, ()):
             self.call(path, {} if method == "GET" else self.body())
         else:
-            self.answer(405 if any(path in paths for paths in ROUTES.values()) else 404)
+            self.answer(405 if any(path in paths for paths in ROUTES.values()) else 404, b"no such route")
 
     def call(self, path: str, body: dict) -> None:
         """Answer with what a route gives: nothing, a dict, or lines, which stream=false folds into one."""
@@ -225,7 +226,8 @@ class Handler(BaseHTTPRequestHandler):
         streams = bool(body.get("stream")) if openai else body.get("stream") is not False
         result = getattr(self.api, name)(openai_request(body) if openai else body)
         if streams and openai:
-            self.stream(openai_chunks(openai, body, result), "text/event-stream")
+            events = [result] if isinstance(result, dict) else result
+            self.stream(openai_chunks(openai, body, events), "text/event-stream")
         elif streams and result is not None and not isinstance(result, dict):
             self.stream(compact(line) + "\n" for line in result)
         elif result is None:
@@ -239,12 +241,8 @@ class Handler(BaseHTTPRequestHandler):
         there = os.path.exists(path)
         if there and self.command == "POST":
             self.rfile.read(min(length, 256 * 1024))  # as much as the real server reads of a body that nobody wanted
-            self.close_connection = length > 256 * 1024
         if there or self.command == "HEAD":
             self.answer(200 if there else 404)
             return
-        found = self.api.store.put_stream(self.rfile.read, length)
-        if found != digest.replace("-", ":"):
-            os.unlink(self.api.store.blob(found))
-            raise ApiError(400, f'digest mismatch, expected "{digest}", got "{found}"')
+        self.api.store.put_stream(self.rfile.read, length, digest.replace("-", ":"))
         self.answer(201)

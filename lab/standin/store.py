@@ -173,8 +173,8 @@ class Store:
         self.put_stream(io.BytesIO(body).read, len(body))
         return {"mediaType": media, "digest": digest, "size": len(body), "status": status}
 
-    def put_stream(self, read, length: int) -> str:
-        """Digest of a blob made from a stream of that length."""
+    def put_stream(self, read, length: int, wanted: str = "") -> str:
+        """Digest of a blob made from a stream of that length; ApiError where another one is wanted."""
         sha, left = hashlib.sha256(), length
         with self.unfinished() as (path, out):
             while left > 0:
@@ -185,7 +185,10 @@ class Store:
                 out.write(block)
                 left -= len(block)
             out.flush()
-            return self.adopt(path, "sha256:" + sha.hexdigest())
+            found = "sha256:" + sha.hexdigest()
+            if wanted not in ("", found):
+                raise ApiError(400, f'digest mismatch, expected "{wanted}", got "{found}"')
+            return self.adopt(path, found)
 
     def reuse(self, digest: str, media: str, origin: str = "") -> dict:
         """A layer that points at a blob that is there. origin: the model that it comes from."""

@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import json
 import re
 
 import pytest
@@ -95,3 +98,15 @@ def test_cloud_can_be_switched_off(server):
 
 def test_no_authentication(server):
     assert server.get("/api/tags", headers={"Authorization": "Bearer nonsense"}).status == 200
+
+
+@pytest.mark.parametrize("path", ["/api/nothing", "/api/tags", "/api/show"])
+def test_a_refused_body_leaves_the_connection_usable(server, path):
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    with contextlib.closing(connection):
+        for _time in range(2):
+            connection.request("POST", path, b'{"model": "nobody"}')
+            response = connection.getresponse()
+            assert response.status >= 400 and response.read()
+        connection.request("GET", "/api/version")
+        assert json.loads(connection.getresponse().read())["version"]

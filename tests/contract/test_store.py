@@ -161,3 +161,10 @@ def test_a_broken_manifest_stops_the_pruning(fresh):
     manifest.write_text("{")
     server.start()
     assert old.exists()
+
+
+def test_bytes_of_another_blob_under_a_wrong_digest_leave_that_blob(server, name):
+    digest, wrong = sha(name.encode()), sha(b"something else")
+    server.call("POST", f"/api/blobs/{digest}", name.encode())
+    assert server.call("POST", f"/api/blobs/{wrong}", name.encode()).status == 400
+    assert server.blob(digest).exists() and not server.blob(wrong).exists()
