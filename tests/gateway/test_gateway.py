@@ -207,6 +207,12 @@ def test_only_options_of_the_body_itself_are_cut(gateway, ollama, body):
     assert status == 200 and ollama.seen[0]["body"] == body and "x-gateway-removed" not in headers
 
 
+@pytest.mark.parametrize("value", ["[]", '[{"num_ctx":1}]', '[[{"num_ctx":1}]]', '"{}"', "0", "true"])
+def test_options_that_are_no_object(gateway, ollama, value):
+    status, _headers, answer = gateway.ask("POST", "/api/chat", f'{{"model":"qwen3","options":{value}}}'.encode(), "alice")
+    assert status == 400 and b'\\"options\\" is no object' in answer and not ollama.seen
+
+
 def test_a_long_conversation_with_tools_is_within_the_bounds(gateway, ollama):
     """More than fits the planned 40,960 tokens: 120 messages of code (168 kB), 32 tools."""
     code = 'def f(x):\n    """Say \\"hello\\"."""\n    return {"a": x, "b": [1, 2]}\n' * 20
