@@ -191,6 +191,28 @@ def test_work_is_bounded(gateway, ollama, body, says):
     assert status == 400 and says in answer and not ollama.seen
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model":"qwen3","a":{"num_ctx":1,"keep_alive":2}}',
+        b'{"model":"qwen3","options":{"top_k":1},"a":{"num_ctx":1,"num_gpu":[2]},"b":{"num_ctx":1,"num_ctx":2}}',
+        b'{"options":{"a":{"num_ctx":1}},"model":"qwen3","b":[{"options":{"num_ctx":3}}],"c":{"options":{"num_ctx":1}}}',
+        b'{"model":"qwen3","options":{},"messages":[{"content":"num_ctx","keep_alive":1}]}',
+        b'{"model":"qwen3","options":null,"num_ctx":5}',
+        b'{"options":{"a":[]},"z":{"num_ctx":1},"model":"qwen3"}',
+    ],
+)
+def test_only_options_of_the_body_itself_are_cut(gateway, ollama, body):
+    status, headers, _answer = gateway.ask("POST", "/api/chat", body, "alice")
+    assert status == 200 and ollama.seen[0]["body"] == body and "x-gateway-removed" not in headers
+
+
+@pytest.mark.parametrize("value", ["[]", '[{"num_ctx":1}]', '[[{"num_ctx":1}]]', '"{}"', "0", "true"])
+def test_options_that_are_no_object(gateway, ollama, value):
+    status, _headers, answer = gateway.ask("POST", "/api/chat", f'{{"model":"qwen3","options":{value}}}'.encode(), "alice")
+    assert status == 400 and b'\\"options\\" is no object' in answer and not ollama.seen
+
+
 def test_a_long_conversation_with_tools_is_within_the_bounds(gateway, ollama):
     """More than fits the planned 40,960 tokens: 120 messages of code (168 kB), 32 tools."""
     code = 'def f(x):\n    """Say \\"hello\\"."""\n    return {"a": x, "b": [1, 2]}\n' * 20

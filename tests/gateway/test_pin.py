@@ -116,9 +116,11 @@ def obj(pairs, blank):
     return "{" + blank + ("," + blank).join(f"{key}{blank}:{value}" for key, value in pairs) + blank + "}"
 
 
+# Names that count in one place, in all the others, too.
+names = st.one_of(strings, st.sampled_from(['"options"', '"num_ctx"', '"keep_alive"', '"model"', '"num_gpu"']))
 values = st.recursive(
     scalars,
-    lambda inner: st.one_of(st.builds(listed, st.lists(inner, max_size=4), blanks), st.builds(obj, st.lists(st.tuples(strings, inner), max_size=4), blanks)),
+    lambda inner: st.one_of(st.builds(listed, st.lists(inner, max_size=4), blanks), st.builds(obj, st.lists(st.tuples(names, inner), max_size=4), blanks)),
     max_leaves=12,
 )
 

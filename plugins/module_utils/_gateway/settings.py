@@ -102,6 +102,7 @@ RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("gateway_burst", _number(0, 10**6), "a number, at least 0"),
     ("gateway_streams", _number(1, 65535), "a number, 1 to 65535"),
     ("gateway_address_rate_per_s", _number(1, 10**6), "a number, at least 1"),
+    ("gateway_address_burst", _number(1, 10**6), "a number, at least 1"),
     ("gateway_address_streams", _number(1, 65535), "a number, 1 to 65535"),
     ("gateway_max_body_mib", _number(1, 64), "a number of MiB, 1 to 64"),
     ("gateway_page_max_body_mib", _number(1, 4096), "a number of MiB, 1 to 4096"),
