@@ -166,6 +166,8 @@ class Client:
         with open(path, "rb") as source:
             length = {"Content-Length": str(size)}
             status, raw = self._exchange("POST", f"/api/blobs/{digest}", source, self.timeout, length)
+        # A server may hang up after an upload; a write that follows on the same connection would be lost.
+        self.close()
         if status not in (200, 201):
             raise self._status_error(status, raw, f"the upload of {path}")
         return size

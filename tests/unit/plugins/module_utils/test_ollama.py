@@ -20,7 +20,7 @@ from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import client
 from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import names as ollama_names
 from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import registry as ollama_registry
 from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import sources as ollama_sources
-from ansible_collections.gpufleet.llm.tests.unit.plugins.ollama_server import chunked, free_port, http, scripted
+from ansible_collections.gpufleet.llm.tests.unit.plugins.ollama_server import chunked, free_port, http, scripted, whole_request
 
 
 @pytest.mark.parametrize(
@@ -308,6 +308,34 @@ def test_what_a_server_says_before_it_hangs_up_on_an_upload(tmp_path):
     thread.join()
     listener.close()
     assert "no space left on device (HTTP 500). The disk of the model store is full" in str(error)
+
+
+def test_what_follows_an_upload_is_not_lost_on_a_connection_that_the_server_drops(tmp_path):
+    path = tmp_path / "blob"
+    path.write_bytes(b"12345")
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.settimeout(10)
+
+    def serve():
+        first, _peer = listener.accept()
+        with first:
+            whole_request(first)
+            first.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+            whole_request(first)
+            first.sendall(b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n")
+            first.recv(1)  # the next request, or that the client has hung up
+        second, _peer = listener.accept()
+        with second:
+            whole_request(second)
+            second.sendall(chunked({"status": "success"}))
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    talk = client(f"http://127.0.0.1:{listener.getsockname()[1]}")
+    talk.push_blob(str(path), "sha256:1")
+    assert talk.create({"model": "x", "files": {}}) == ["success"]
+    thread.join(10)
+    listener.close()
 
 
 def test_an_embedding_model_is_loaded_by_an_embedding():
