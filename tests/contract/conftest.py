@@ -389,11 +389,13 @@ class Registry:
         (self.root / "faults.json").write_text(json.dumps({"rules": list(rules)}))
 
     def requests(self) -> list:
-        """Return the access log's entries since the last call."""
-        log = self.root / "access.log"
-        found = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        """Return the access log's entries since the last call, once 0.2 s bring no more: it is written after the answer."""
+        log, seen, text = self.root / "access.log", None, ""
+        while text != seen:
+            time.sleep(0.2)
+            seen, text = text, log.read_text() if log.exists() else ""
         log.unlink(missing_ok=True)
-        return found
+        return [json.loads(line) for line in text.splitlines()]
 
 
 @pytest.fixture
