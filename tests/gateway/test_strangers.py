@@ -26,6 +26,7 @@ def narrow(tree, tmp_path_factory):
         __gateway_ollama=f"127.0.0.1:{ollama.port}",
         __gateway_open_webui=f"127.0.0.1:{page.port}",
         gateway_address_rate_per_s=4,
+        gateway_address_burst=20,
         gateway_address_streams=3,
     ).start()
     yield made, page
