@@ -3,6 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The documentation site: guides and measurements in Markdown, the reference by antsibull-docs (tools/docs)."""
 
+import re
+
 from docutils import nodes
 from pygments.lexers.special import TextLexer
 from sphinx.highlighting import lexers
@@ -41,9 +43,15 @@ ANSIBLE_LABELS = {
 }
 
 
+def page_of(label):
+    """The page of docs.ansible.com for a label of Ansible's own documentation, such as a module's of ansible.builtin; None for any other."""
+    plugin = re.fullmatch(r"ansible_collections\.(ansible)\.(builtin)\.(\w+)", label or "")
+    return "collections/{}/{}/{}.html".format(*plugin.groups()) if plugin else ANSIBLE_LABELS.get(label)
+
+
 def link_ansible_label(app, env, node, contnode):  # pylint: disable=unused-argument
-    """The link for a label of ANSIBLE_LABELS; None for any other, which Sphinx then reports."""
-    page = ANSIBLE_LABELS.get(node.get("reftarget"))
+    """The link for such a label; None for any other, which Sphinx then reports."""
+    page = page_of(node.get("reftarget"))
     if page is None:
         return None
     return nodes.reference("", "", contnode, internal=False, refuri=ANSIBLE_DOCS + page)

@@ -11,9 +11,9 @@ module: files
 short_description: Write several small files in one round trip
 version_added: 1.0.0
 description:
-  - Brings the content, mode and owner of any number of text files to what is given, and changes those that differ.
-  - A round trip for each file is what M(ansible.builtin.template) and M(ansible.builtin.copy) cost, changed or not.
-  - Each file is replaced in one step. Folders have to be there.
+  - Compares content, mode and owner of any number of text files, and changes those that differ.
+  - M(ansible.builtin.template) and M(ansible.builtin.copy) need a round trip for each file, changed or not.
+  - Each file is replaced atomically. Its directory must exist.
 author:
   - The gpufleet.llm maintainers (@gpufleet)
 extends_documentation_fragment:

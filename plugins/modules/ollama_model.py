@@ -116,7 +116,7 @@ options:
     choices: [f16, bf16, q4_k_m, q4_k_s, q8_0]
   context_extension:
     description:
-      - A longer context than the model was trained for, by a scaling of its positions that its makers have validated.
+      - Extends the context beyond the trained length, with a scaling that the model's makers have validated.
       - The weights of O(from) are written once more behind a header that asks for the scaling, into O(models_dir); nothing is downloaded again.
       - Known to be right for Qwen2.5 and Qwen3 models whose header says 32,768 or 40,960 tokens; others are refused.
       - Short texts can come out worse, since the scaling is the same for each length; take the smallest factor that is enough.

@@ -10,6 +10,7 @@ import pathlib
 import re
 
 import pytest
+import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 BLOB = "https://github.com/gpufleet/gpufleet.llm/"
@@ -87,3 +88,10 @@ def test_a_link_of_a_page_that_galaxy_or_github_shows_is_absolute(name):
 def test_what_is_told_apart_as_sections():
     text = "# A\none\n## B\n```sh\n## no heading\n```\n### C\ntwo\n"
     assert sections(text) == [("A", "one"), ("B", "```sh\n## no heading\n```\n### C\ntwo")]
+
+
+def test_the_example_inventory_declares_the_default_model_and_measures_it():
+    example = yaml.safe_load((ROOT / "inventory/example/group_vars/gpu_hosts/main.yml").read_text(encoding="utf-8"))
+    default = yaml.safe_load((ROOT / "roles/models/defaults/main.yml").read_text(encoding="utf-8"))["models_declared"]
+    default[0]["parameters"]["num_ctx"] = example["ollama_context_length"]
+    assert example["models_declared"] == default
