@@ -125,6 +125,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("X-Lab-Server", "standin")
+        if self.close_connection:
+            self.send_header("Connection", "close")
         self.send_header(*(("Transfer-Encoding", "chunked") if length is None else ("Content-Length", str(length))))
         self.end_headers()
 
@@ -184,11 +186,11 @@ class Handler(BaseHTTPRequestHandler):
         started, self.status = time.monotonic(), 0
         self.path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
         upload = self.command == "POST" and self.path.startswith("/api/blobs/")
-        self.close_connection = self.close_connection or upload
         try:
             self.raw = b"" if upload else self.rfile.read(int(self.headers.get("Content-Length") or 0))
             self.route(self.path, "GET" if self.command == "HEAD" else self.command)
         except ApiError as error:
+            self.close_connection = self.close_connection or upload
             self.fail(error)
         except (ConnectionError, socket.timeout):
             self.close_connection, self.status = True, self.status or 499
@@ -237,10 +239,11 @@ class Handler(BaseHTTPRequestHandler):
             self.json(openai_whole(openai, body, whole) if openai else whole)
 
     def blob(self, digest: str) -> None:
-        path, length = self.api.store.blob(digest), int(self.headers.get("Content-Length") or 0)
-        there = os.path.exists(path)
+        there = os.path.exists(self.api.store.blob(digest))
+        length = int(self.headers.get("Content-Length") or 0)
         if there and self.command == "POST":
             self.rfile.read(min(length, 256 * 1024))  # as much as the real server reads of a body that nobody wanted
+            self.close_connection = self.close_connection or length > 256 * 1024
         if there or self.command == "HEAD":
             self.answer(200 if there else 404)
             return

@@ -45,7 +45,6 @@ class Model:
         return self.template or theirs or DEFAULT_TEMPLATE
 
     def kind(self) -> str:
-        """Whether the weights answer or embed."""
         return "embedding" if self.gguf and f"{self.gguf.arch}.pooling_type" in self.gguf.kv else "completion"
 
     def capabilities(self, template: str | None = None) -> list:

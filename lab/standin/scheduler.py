@@ -239,7 +239,6 @@ class Scheduler:
                 runner.timer.start()
 
     def unload(self, model: Model) -> None:
-        """Let a model go as soon as nobody uses it."""
         runner = self.loaded.get(model.path)
         if runner:
             with self.change:

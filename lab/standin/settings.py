@@ -127,7 +127,6 @@ class Faults:
             return default
 
     def hits(self, name: str, path: str) -> bool:
-        """Whether a fault that may be limited to paths concerns this one."""
         value = self.get(name, False)
         return any(path.startswith(prefix) for prefix in value) if isinstance(value, list) else bool(value)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import http.client
 import json
 import os
 import time
@@ -168,3 +169,15 @@ def test_bytes_of_another_blob_under_a_wrong_digest_leave_that_blob(server, name
     server.call("POST", f"/api/blobs/{digest}", name.encode())
     assert server.call("POST", f"/api/blobs/{wrong}", name.encode()).status == 400
     assert server.blob(digest).exists() and not server.blob(wrong).exists()
+
+
+def test_an_upload_leaves_the_connection_usable(server, name):
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    with contextlib.closing(connection):
+        for status in (201, 200):
+            connection.request("POST", f"/api/blobs/{sha(name.encode())}", name.encode())
+            response = connection.getresponse()
+            assert (response.status, response.read(), response.headers.get("Connection")) == (status, b"", None)
+        sock = connection.sock
+        connection.request("GET", "/api/version")
+        assert json.loads(connection.getresponse().read())["version"] and connection.sock is sock
