@@ -266,3 +266,28 @@ def test_nftables_takes_unusual_settings(tmp_path):
 def test_the_role_hands_over_every_setting_that_has_a_rule():
     handed = set(re.findall(r"'(\w+)': ", VARS["__gateway_settings"]))
     assert handed == {name for name, _valid, _wanted in gateway_settings.RULES}
+
+
+@pytest.mark.parametrize(("tls", "ports"), [("own_ca", {443, 80}), ("files", {443, 80}), ("acme", {443})])
+def test_the_packet_filter_knows_the_gateways_ports_only(tls, ports):
+    """It drops in one chain, which is reached by one rule: for these ports. So it has no say over any other, SSH's included."""
+    text = render("firewall.nft", {**RIGHT, "gateway_firewall_networks": ["192.0.2.0/24"]}, gateway_tls=tls)
+    table = [line.strip() for line in text[text.rindex("table inet gpufleet_gateway {") :].splitlines() if line.strip()]
+    assert table == [
+        "table inet gpufleet_gateway {",
+        "chain strangers {",
+        "iif lo accept",
+        "ip saddr { 192.0.2.0/24 } accept",
+        "counter drop",
+        "}",
+        "chain input {",
+        "type filter hook input priority filter - 10; policy accept;",
+        f"tcp dport {{ {', '.join(map(str, sorted(ports, reverse=True)))} }} jump strangers",
+        "}",
+        "}",
+    ]
+
+
+def test_memory_is_bounded_and_a_worker_that_is_ended_does_not_end_the_others():
+    lines = render("nginx.service", {**RIGHT, "gateway_memory_max_mib": 777}).splitlines()
+    assert {"MemoryMax=777M", "OOMPolicy=continue"} <= set(lines)
