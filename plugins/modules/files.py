@@ -54,7 +54,7 @@ options:
         type: str
         default: root
   backup:
-    description: Whether to keep a copy of each file that is replaced, beside it.
+    description: Whether to keep a copy of each file that is replaced next to it.
     type: bool
     default: false
 """
