@@ -45,7 +45,9 @@ def call(capsys):
         arguments = {**options, "_ansible_check_mode": check, "_ansible_diff": True}
         with patch_module_args(arguments), pytest.raises(SystemExit):
             module.main()
-        return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+        answer = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+        answer.pop("_ansible_new_secrets", None)  # since ansible-core 2.22: what the controller has to mask
+        return answer
 
     return call
 
@@ -405,7 +407,7 @@ def test_venv_says_what_it_would_build_and_refuses_other_pythons(call, tmp_path)
     other = call(open_webui_venv, check=True, python=str(fake), installer="/usr/bin/true", **options)
     assert other["ensurepip"], "pip runs with the installer's interpreter"
     index = call(open_webui_venv, check=True, python=str(fake), index_url="https://me:v4lue@index.example/simple", **options)
-    assert index["invocation"]["module_args"]["version"] == "0.12.4" and "v4lue" not in json.dumps(index), "an index may need an account"
+    assert index["changed"] and "v4lue" not in json.dumps(index), "an index may need an account"
     fake.write_text("#!/bin/sh\necho 3 13\n")
     assert "is Python 3.13; Open WebUI needs 3.11 or 3.12" in call(open_webui_venv, check=True, python=str(fake), **options)["msg"]
 
