@@ -27,11 +27,13 @@ import tempfile
 import time
 
 REPO = pathlib.Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(REPO), str(REPO / "lab/real"), str(REPO / "lab/services"), str(REPO / "lab/nvml")]
+sys.path[:0] = [str(REPO), str(REPO / ".collections"), str(REPO / "lab/real"), str(REPO / "lab/services"), str(REPO / "lab/nvml")]
 
 import lab_card  # noqa: E402
 import make_mirror  # noqa: E402
 
+from ansible_collections.gpufleet.llm.plugins.module_utils._ollama import extension  # noqa: E402
+from ansible_collections.gpufleet.llm.plugins.module_utils._plan import context_extension  # noqa: E402
 from bench import plan as bench_plan  # noqa: E402
 
 USABLE_4090_MIB = 24564 - 354
@@ -47,6 +49,13 @@ SETTINGS = (
     {"shape": "qwen3-14b-q4_K_M", "layers": 2, "num_ctx": 8192, "kv": "q8_0", "slots": 1, "flash": True, "batch": 512, "cards": 2, "card_mib": 3000},
     {"shape": "qwen3-14b-q8_0", "layers": 2, "num_ctx": 28672, "kv": "q8_0", "slots": 1, "flash": True, "batch": 512, "cards": 2, "card_mib": 3000},
     {"shape": "qwen3-14b-q4_K_M", "layers": 8, "num_ctx": 8192, "kv": "q8_0", "slots": 1, "flash": True, "batch": 512, "cards": 2, "card_mib": 2700},
+)
+# A longer context by another header before the same weights, by number only: the last two take 14 and 20 GB of memory.
+LONGER = (
+    {"shape": "qwen3-14b-q4_K_M", "layers": 2, "num_ctx": 65536, "kv": "q8_0", "slots": 1, "flash": True, "batch": 512, "extend": 2},
+    {"shape": "qwen3-14b-q4_K_M", "layers": 2, "num_ctx": 131072, "kv": "q8_0", "slots": 1, "flash": True, "batch": 512, "extend": 4},
+    {"shape": "qwen3-14b-q4_K_M", "layers": None, "num_ctx": 65536, "kv": "q8_0", "slots": 1, "flash": True, "batch": 512, "extend": 2},
+    {"shape": "qwen3-14b-q4_K_M", "layers": None, "num_ctx": 131072, "kv": "q8_0", "slots": 1, "flash": True, "batch": 512, "extend": 4},
 )
 
 
@@ -135,8 +144,15 @@ def place(home, setting):
     for blob in (root / "registry/blobs").iterdir():
         if not (store / "blobs" / blob.name).exists():
             os.link(blob, store / "blobs" / blob.name)
-    (target / "latest").write_bytes((root / "registry/manifests/library" / name / "latest").read_bytes())
-    return store / "blobs" / f"sha256-{file['digest']}", name
+    manifest = target / "latest"
+    manifest.write_bytes((root / "registry/manifests/library" / name / "latest").read_bytes())
+    path = store / "blobs" / f"sha256-{file['digest']}"
+    if setting.get("extend"):
+        started = time.monotonic()
+        context_extension.place(str(store), f"{name}:latest", f"{name}:long", extension.Extension("yarn", setting["extend"]))
+        print(f"{path.stat().st_size / 1e9:.1f} GB written with a longer context in {time.monotonic() - started:.1f} s", flush=True)
+        return path, f"{name}:long"
+    return path, name
 
 
 def plan(prefix, path, setting, address):
@@ -147,6 +163,7 @@ def plan(prefix, path, setting, address):
             {
                 "name": "model", "gguf": str(path), "num_ctx": setting["num_ctx"], "num_parallel": setting["slots"],
                 "kv_cache_type": setting["kv"], "flash_attention": setting["flash"], "num_batch": setting["batch"],
+                **({"context_extension": {"method": "yarn", "factor": setting["extend"]}} if setting.get("extend") else {}),
             }
         ],
         "gpus": [{"name": "simulated", "total_mib": mib + 354}] * setting.get("cards", 1),
@@ -258,10 +275,10 @@ the plan. What CUDA itself takes is not in these figures.
 def main(argv=None):
     """Entry point; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("numbers", nargs="*", type=int, help="only these of the settings, from 0; nothing is written")
+    parser.add_argument("numbers", nargs="*", type=int, help="only these of SETTINGS and LONGER, from 0; nothing is written")
     asked = parser.parse_args(argv)
     try:
-        rows = bench([SETTINGS[number] for number in asked.numbers] or SETTINGS)
+        rows = bench([(SETTINGS + LONGER)[number] for number in asked.numbers] or SETTINGS)
     except LoadError as error:
         print(error, file=sys.stderr)
         return 1
