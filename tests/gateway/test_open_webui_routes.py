@@ -39,7 +39,8 @@ MESSAGES = [{"role": "user", "content": "hello"}]
 #: A body that each route finds its own members in.
 BODY = {
     "model": MODEL, "name": MODEL, "id": MODEL, "model_id": MODEL, "stream": False, "messages": MESSAGES, "prompt": "hello", "input": "hello", "text": "hello",
-    "query": "hello", "content": "hello", "chat_id": "local:x", "message_id": "x", "source": MODEL, "destination": "other", "url": "https://github.com/x/y.gguf",
+    "query": "hello", "content": "hello", "chat_id": "local:x", "message_id": "x", "source": MODEL, "destination": "other",
+    "url": "https://github.com/x/y.gguf",
     "max_tokens": 3, "type": "web", "options": HOSTILE, "params": {**HOSTILE, "custom_params": HOSTILE}, "keep_alive": 0, "shift": False,
 }  # fmt: skip
 #: The same, spelled as Go still reads it.

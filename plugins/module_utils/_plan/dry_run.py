@@ -205,7 +205,7 @@ def _output(command, environment, identity):
         command, env=environment, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         start_new_session=True, **identity,
     )  # fmt: skip
-    output = cast("IO[bytes]", process.stdout)
+    output = cast(IO[bytes], process.stdout)
     deadline, seen = time.monotonic() + DEADLINE_S, b""
     try:
         while len(seen) < MAX_OUTPUT:

@@ -141,13 +141,13 @@ def test_every_variable_that_is_written_as_it_is_has_bounds(role, template):
     assert template in QUOTED or without == []
 
 
-# The first is refused by a condition of its own (roles/cuda/vars/main.yml, __cuda_wishes); the others reach a file as JSON only.
+# The first is refused by a condition of its own (the preflight of the role cuda); the others reach a file as JSON only.
 ELSEWHERE = {"cuda_power_limit_w", "ollama_load_timeout_s", "vram_guard_fine_tuning"}
 
 
 def load_specs(role):
     found = {}
-    for one in {role, "ollama"}:
+    for one in sorted({role, "ollama"}):
         specs = yaml.safe_load((ROLES / one / "meta" / "argument_specs.yml").read_text(encoding="utf-8"))["argument_specs"]
         for entry in specs.values():
             found.update(entry.get("options", {}))

@@ -162,6 +162,10 @@ def test_what_fails_there_is_told_here(place):
         folders.as_owner(str(place / "home"), lambda _stream: os.kill(os.getpid(), 9), lambda stream: stream.read())
 
 
+def full(_stream):
+    raise OSError("full")
+
+
 def test_what_fails_here_ends_the_work_there(place):
     def talk(stream):
         stream.read(1)
@@ -170,7 +174,7 @@ def test_what_fails_here_ends_the_work_there(place):
     with pytest.raises(folders.FolderError, match="That is refused"):
         folders.as_owner(str(place / "home"), lambda stream: [stream.write(b"x" * 65536) for _turn in range(200)], talk)
     with pytest.raises(OSError, match="full"):
-        folders.as_owner(str(place / "home"), lambda stream: stream.read().decode(), lambda _stream: (_ for _ in ()).throw(OSError("full")))
+        folders.as_owner(str(place / "home"), lambda stream: stream.read().decode(), full)
 
 
 def test_work_that_never_ends_is_ended(place, monkeypatch):

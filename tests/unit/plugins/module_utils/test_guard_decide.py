@@ -16,9 +16,9 @@ PLAN = plan(a=9001)
 NAME = "a:latest"
 
 
-def decide(seen, spent=(), now=NOW, the_plan=PLAN, **settings):
+def decide(seen, spent=(), now=NOW, the_plan=None, **settings):
     options = {**SETTINGS, **settings}
-    return policy.decide(seen, the_plan, {"limits": options["budgets"], "spent": list(spent)}, now, options)
+    return policy.decide(seen, PLAN if the_plan is None else the_plan, {"limits": options["budgets"], "spent": list(spent)}, now, options)
 
 
 def used(**ages):

@@ -14,8 +14,8 @@ NOW = 50_000.0
 HELD = sample([process(5, 9001, kind="server", ppid=1)])
 
 
-def remember(seen, one, now=NOW, plan=NO_PLAN, **settings):
-    return policy.remember(seen, one, plan, {**SETTINGS, **settings}, now)
+def remember(seen, one, now=NOW, plan=None, **settings):
+    return policy.remember(seen, one, NO_PLAN if plan is None else plan, {**SETTINGS, **settings}, now)
 
 
 def test_a_sample_is_counted_and_dated_and_the_history_before_it_stays_as_it_was():

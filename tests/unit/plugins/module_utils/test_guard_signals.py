@@ -32,8 +32,8 @@ def key(pid):
     return f"{pid}:{pid * 7 + 1}"
 
 
-def shown(one, seen=None, the_plan=NO_PLAN, now=NOW, **settings):
-    return policy_signals.signals(seen or history(), one, the_plan, {**SETTINGS, **settings}, now)
+def shown(one, seen=None, the_plan=None, now=NOW, **settings):
+    return policy_signals.signals(seen or history(), one, NO_PLAN if the_plan is None else the_plan, {**SETTINGS, **settings}, now)
 
 
 def levels(found, name):
@@ -41,7 +41,7 @@ def levels(found, name):
     return (found[name]["enter"], found[name]["stay"]) if name in found else None
 
 
-def with_runner(mib=9501, the_plan=NO_PLAN, models=(A,), seen=None, settings=None, card=None, **parts):
+def with_runner(mib=9501, the_plan=None, models=(A,), seen=None, settings=None, card=None, **parts):
     """The signals of one runner that serves A; *seen*: parts of its record, *parts*: of its process."""
     known = record(ON_A, mib, first=NOW - 900, **(seen or {}))
     one = sample([process(7, mib, **parts)], models, [card or gpu(used=(mib or 0) + 1)])
@@ -342,7 +342,7 @@ def test_each_third_has_to_be_a_sixth_of_the_growth_above_the_one_before(first, 
 # --- models ---
 
 
-def offload(size, vram, the_plan=NO_PLAN, free=9_001, **settings):
+def offload(size, vram, the_plan=None, free=9_001, **settings):
     one = sample(models=[model("a", vram, size_mib=size)], gpus=[gpu(free_mib=free), gpu("B", state="lost", free_mib=None)])
     return shown(one, the_plan=the_plan, **settings).get("cpu_offload:a:latest")
 

@@ -242,12 +242,10 @@ def test_a_refusal_carries_the_servers_own_reason(body, reason):
 
 
 def test_redirects_are_followed_to_http_only():
-    with (
-        scripted(http(b"there")) as (there, _asked),
-        scripted(moved(f"{there}/x"), moved("ftp://h/x")) as (url, _first),
-    ):
-        assert _http.get(url, 10) == b"there"
-        error = failure(lambda: _http.get(url, 10))
+    with scripted(http(b"there")) as (there, _asked):
+        with scripted(moved(f"{there}/x"), moved("ftp://h/x")) as (url, _first):
+            assert _http.get(url, 10) == b"there"
+            error = failure(lambda: _http.get(url, 10))
     assert error.kind == "redirect" and "not followed" in str(error)
 
 
