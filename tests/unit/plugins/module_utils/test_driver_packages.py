@@ -315,3 +315,12 @@ def test_cards_of_the_pci_bus(tmp_path):
         for name, text in (("vendor", vendor), ("class", kind), ("device", number)):
             (folder / name).write_text(text + "\n")
     assert packages.cards(tmp_path) == [0x2684]
+
+
+def test_the_kernel_is_held_where_its_modules_are_prebuilt():
+    there = {name: {"version": "580.95.05-1", "held": False, "ok": True} for name in ("nvidia-driver-cuda", "nvidia-driver-pinning-580")}
+    there.update({name: {"version": "6.8.0.45", "held": False, "ok": True} for name in ("linux-modules-nvidia-580-open-generic", "linux-generic")})
+    prebuilt = {"modules": ["linux-modules-nvidia-580-open-generic", "not-there"], "kernel": ["linux-generic"]}
+    held = ["linux-generic", "linux-modules-nvidia-580-open-generic", "nvidia-driver-cuda", "nvidia-driver-pinning-580"]
+    assert driver_plan.holds(prebuilt, {"packages": there}, "580.95.05") == held
+    assert driver_plan.holds({"modules": [], "kernel": ["linux-generic"]}, {"packages": there}, "580.95.05") == held[2:]

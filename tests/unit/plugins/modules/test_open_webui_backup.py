@@ -270,3 +270,40 @@ def test_as_many_copies_stay_as_are_to_be_kept_and_the_newest(tmp_path, there, k
     gone = backup.rotate(str(tmp_path), keep)
     assert sorted(os.listdir(tmp_path)) == [f"2026010{number + 1}T000000Z-0.12.3" for number in range(there - left, there)]
     assert len(gone) == there - left
+
+
+# --- what the data has less of than before ---
+
+
+def test_only_what_is_gone_is_missing(place):
+    data = str(place / "data")
+    assert backup.counts(f"{data}/webui.db") == {name: {"user": 2, "chat": 3}.get(name) for name in backup.COUNTED}
+    assert backup.missing(data, {"user": 2, "chat": 3}) == []
+    assert backup.missing(data, {"user": 1, "chat": 2, "file": None}) == []
+    assert backup.missing(data, {"user": 2, "chat": 5, "file": 4}) == [
+        "3 of 5 rows of 'chat' are left",
+        "0 of 4 rows of 'file' are left",
+    ]
+
+
+def test_a_damaged_database_is_told_in_sqlites_words(place):
+    path = place / "data" / "webui.db"
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE many (id INTEGER PRIMARY KEY, text)")
+    connection.executemany("INSERT INTO many (text) VALUES (?)", [("x" * 500,) for _number in range(200)])
+    connection.execute("CREATE INDEX by_text ON many (text)")
+    connection.commit()
+    connection.execute("PRAGMA writable_schema = ON")
+    connection.execute("DELETE FROM sqlite_master WHERE name = 'by_text'")
+    connection.commit()
+    connection.close()
+    (said,) = backup.missing(str(place / "data"), {"user": 2})
+    assert said.startswith("the database is damaged: ") and "never used" in said
+
+
+def test_no_room_is_told_in_mib(place, monkeypatch):
+    free = shutil.disk_usage(place)._replace(free=(77 << 20) + 5)
+    monkeypatch.setattr(backup.shutil, "disk_usage", lambda _folder: free)
+    backup.room(str(place), 61 << 20, "the copy")
+    with pytest.raises(backup.BackupError, match="has 77 MiB free; the copy takes 78 MiB"):
+        backup.room(str(place), 62 << 20, "the copy")
