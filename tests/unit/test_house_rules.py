@@ -72,14 +72,10 @@ PATH = re.compile(
 PRODUCT = ("plugins", "roles", "playbooks")
 TEXTS = ("plugins", "roles", "playbooks", "lab", "molecule", "bench", "tests", "tools", "docs", "inventory")
 
-# Named before they are there. This list only shrinks, too.
-MISSING = {
-    "bench/gateway_bodies.py",
-    "docs/docsite/conf.py",
-    "docs/docsite/index.md",
-    "docs/measurements/mutation.md",
-    "tests/integration/integration_config.yml",  # written for a run
-}
+# Named before they are there: made by a run. This list only shrinks, too.
+MISSING = {"docs/measurements/mutation.md", "tests/integration/integration_config.yml"}
+# Files of a reader's own inventory.
+YOURS = re.compile(r"inventory/(hosts|group_vars/gpu_hosts/(main|vault))\.yml")
 
 
 def texts():
@@ -101,7 +97,7 @@ def test_files_that_are_named_exist():
     names = [(path, match.group(1)) for path, text in texts() for match in PATH.finditer(text)]
     assert len(names) > 100
     lost = {(str(path.relative_to(REPO)), name) for path, name in names if not any((folder / name).exists() for folder in (REPO, *path.parents))}
-    assert {(path, name) for path, name in lost if name not in MISSING} == set()
+    assert {(path, name) for path, name in lost if name not in MISSING and not YOURS.fullmatch(name)} == set()
 
 
 def test_a_setting_is_called_a_setting():
