@@ -73,7 +73,7 @@ PRODUCT = ("plugins", "roles", "playbooks")
 TEXTS = ("plugins", "roles", "playbooks", "lab", "molecule", "bench", "tests", "tools", "docs", "inventory")
 
 # Named before they are there: made by a run. This list only shrinks, too.
-MISSING = {"docs/measurements/mutation.md", "tests/integration/integration_config.yml"}
+MISSING = {"tests/integration/integration_config.yml"}
 # Files of a reader's own inventory.
 YOURS = re.compile(r"inventory/(hosts|group_vars/gpu_hosts/(main|vault))\.yml")
 
