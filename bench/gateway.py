@@ -176,12 +176,12 @@ def main():
         folder = pathlib.Path(name)
         command = next(iter(real.values())) / "bin" / "ollama" if real else make_mirror.unpack_standin(folder / "standin", make_mirror.STANDIN_VERSIONS[0])
         tree = gateway.packages()
-        wishes = {"models": [{"name": "base"}], "__gateway_open_webui": "127.0.0.1:1"}
+        settings = {"models": [{"name": "base"}], "__gateway_open_webui": "127.0.0.1:1"}
         if args.only in (None, "starts"):
             environment = {"OLLAMA_CONTEXT_LENGTH": "2048", "OLLAMA_KEEP_ALIVE": "-1", "OLLAMA_NUM_PARALLEL": "1"}
             server = contract.Process(command, folder / "server", environment).start()
             models_of(folder, server)
-            front = gateway.Gateway(folder / "front", tree, __gateway_ollama=f"127.0.0.1:{server.port}", **wishes).start()
+            front = gateway.Gateway(folder / "front", tree, __gateway_ollama=f"127.0.0.1:{server.port}", **settings).start()
             found["server"] = f"{'real' if real else 'stand-in'} {server.get('/api/version').json()['version']}"
             found["through"] = through(front, server, args.requests, 8)
             print(json.dumps(found["through"]), flush=True)
@@ -190,7 +190,7 @@ def main():
             front.stop()
             server.stop()
         origin = gateway.Server("origin")
-        front = gateway.Gateway(folder / "front2", tree, __gateway_ollama=f"127.0.0.1:{origin.port}", **wishes).start()
+        front = gateway.Gateway(folder / "front2", tree, __gateway_ollama=f"127.0.0.1:{origin.port}", **settings).start()
         if args.only in (None, "latency"):
             found["first_byte"] = first_bytes(front, origin)
             print(json.dumps(found["first_byte"]), flush=True)

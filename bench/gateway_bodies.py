@@ -156,7 +156,7 @@ def survey(gateway, size, seeds, times=3):
     return sorted(found, key=lambda row: -row["ms"])
 
 
-def world(folder, conftest, **wishes):
+def world(folder, conftest, **settings):
     """A gateway with one worker before servers that read what they get. What it frees goes back to the kernel, so that a peak is seen."""
     os.environ.update(MALLOC_MMAP_THRESHOLD_="65536", MALLOC_TRIM_THRESHOLD_="65536")
     return conftest.Gateway(
@@ -165,7 +165,7 @@ def world(folder, conftest, **wishes):
         workers=1,
         __gateway_ollama=f"127.0.0.1:{conftest.Server('ollama').port}",
         __gateway_open_webui=f"127.0.0.1:{conftest.Server('page').port}",
-        **wishes,
+        **settings,
     ).start()
 
 

@@ -36,7 +36,7 @@ FOUND = {"systemd": 257, "architecture": "x86_64", "gpus": [{"uuid": "GPU-4d1c9a
 KNOWN = {
     "ansible_managed": "Managed",
     **{f"__{role}_{word}": FOUND for role in RENDERING for word in ("host", "state")},
-    "__open_webui_mirrors": {"stdout_lines": ["http://deb.debian.org/debian/ trixie", "http://deb.debian.org/debian/ trixie-updates"]},
+    "__open_webui_mirrors": {"stdout_lines": ["http://mirror.example/debian/ trixie", "http://mirror.example/debian/ trixie-updates"]},
     "__open_webui_pin_models": ["qwen3-14b-4090"],
     "open_webui_python_release": "bookworm",
     "open_webui_retention_days": 30,
